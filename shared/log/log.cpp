@@ -20,13 +20,25 @@ void write(spdlog::level::level_enum level, char priority, std::string_view mess
     spdlog::log(level, "{}", text);
 }
 
+/// U+0080..U+009F in UTF-8: terminals obey these like the escape sequences that they abbreviate (U+009B is CSI).
+bool is_c1(std::string_view text, std::size_t i)
+{
+    return text[i] == '\xc2' && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xa0;
+}
+
 void append_escaped(std::string& out, std::string_view value)
 {
     static constexpr std::string_view hex = "0123456789abcdef";
-    for (const char c : value)
+    for (std::size_t i = 0; i < value.size(); ++i)
     {
-        const auto byte = static_cast<unsigned char>(c);
-        if (c == '"' || c == '\\') { (out += '\\') += c; }
+        const char c = value[i];
+        const auto byte = static_cast<unsigned char>(is_c1(value, i) ? value[i + 1] : c);
+        if (is_c1(value, i))
+        {
+            ((out += "\\u00") += hex[byte >> 4]) += hex[byte & 15];
+            ++i;
+        }
+        else if (c == '"' || c == '\\') { (out += '\\') += c; }
         else if (c == '\n') { out += "\\n"; }
         else if (byte < 0x20 || byte == 0x7f) { ((out += "\\x") += hex[byte >> 4]) += hex[byte & 15]; }
         else { out += c; }
@@ -56,7 +68,12 @@ std::string line(std::string_view message, std::initializer_list<Field> fields)
     {
         ((out += ' ') += field.key) += '=';
         bool quote = field.value.empty();
-        for (const char c : field.value) { quote = quote || c == ' ' || c == '=' || c == '"' || c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
+        for (std::size_t i = 0; i < field.value.size(); ++i)
+        {
+            const char c = field.value[i];
+            quote = quote || c == ' ' || c == '=' || c == '"' || c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f ||
+                    is_c1(field.value, i);
+        }
         if (!quote) { out += field.value; }
         else
         {
