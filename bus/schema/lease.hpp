@@ -1,0 +1,150 @@
+#pragma once
+#include "bus/schema/types.hpp"
+
+// The allocator's words: leases of CIDs and host ports.
+namespace dstack::schema
+{
+
+/// One thing to lease or leased.
+struct Lease
+{
+    std::string id;
+    std::string kind;
+    std::string protocol;
+    std::string address;
+    std::uint32_t value = 0;
+    std::string owner;
+    std::string purpose;
+    std::string state;
+    std::string since;
+    void describe(Fields& f)
+    {
+        f("id", id, "lease id");
+        f("kind", kind, "cid or port");
+        f.optional("protocol", protocol, "tcp or udp, for ports");
+        f.optional("address", address, "host address, for ports");
+        f("value", value, "the CID or the port number");
+        f("owner", owner, "whose it is: the app or VM");
+        f.optional("purpose", purpose, "what for, in the owner's words: \"80/tcp of the guest\"");
+        f("state", state, "reserved, bound or released");
+        f("since", since, "when it entered this state, RFC 3339");
+    }
+};
+
+struct LeaseWish
+{
+    std::string kind;
+    std::string protocol;
+    std::string address;
+    std::uint32_t value = 0;
+    std::string purpose;
+    void describe(Fields& f)
+    {
+        f("kind", kind, "cid or port");
+        f.optional("protocol", protocol, "tcp or udp, for ports; default tcp");
+        f.optional("address", address, "host address, for ports; default 127.0.0.1");
+        f.optional("value", value, "the one that is wanted; 0: any free one");
+        f.optional("purpose", purpose, "what for, shown by `dstack leases`");
+    }
+};
+
+struct LeaseReserve
+{
+    static constexpr CommandType type{"lease.reserve", "allocator", Role::operator_, "deployer vmm-local", 1,
+                                      "Reserve all of the wishes or none. The same key gives the same leases."};
+    std::string key;
+    std::string owner;
+    std::vector<LeaseWish> wishes;
+    std::uint64_t ttl_ms = 600'000;
+    void describe(Fields& f)
+    {
+        f("key", key, "idempotency key of the reservation: with the owner it names this batch for ever");
+        f("owner", owner, "whose leases they will be");
+        f("wishes", wishes, "what is wanted, in order");
+        f.optional("ttl_ms", ttl_ms, "how long a reservation lives without being bound, in ms");
+    }
+    struct Reply
+    {
+        std::vector<Lease> leases;
+        void describe(Fields& f) { f("leases", leases, "one per wish, in order"); }
+    };
+};
+
+struct LeaseBind
+{
+    static constexpr CommandType type{"lease.bind", "allocator", Role::none, "deployer vmm-local", 1,
+                                      "The owner's leases are in use now and stay until they are released."};
+    std::string owner;
+    void describe(Fields& f) { f("owner", owner, "whose reserved leases become bound"); }
+    using Reply = Empty;
+};
+
+struct LeaseRelease
+{
+    static constexpr CommandType type{"lease.release", "allocator", Role::operator_, "deployer vmm-local", 1,
+                                      "Give back leases: all of an owner, or one by id. Giving back twice is no error."};
+    std::string owner;
+    std::string id;
+    std::string reason;
+    void describe(Fields& f)
+    {
+        f.optional("owner", owner, "all leases of this owner");
+        f.optional("id", id, "or this one lease");
+        f.optional("reason", reason, "why, for the event");
+    }
+    struct Reply
+    {
+        std::uint32_t released = 0;
+        void describe(Fields& f) { f("released", released, "how many were given back"); }
+    };
+};
+
+struct LeaseList
+{
+    static constexpr CommandType type{"lease.list", "allocator", Role::viewer, "deployer vmm-local", 1, "Leases that are reserved or bound."};
+    std::string owner;
+    void describe(Fields& f) { f.optional("owner", owner, "only of this owner"); }
+    struct Reply
+    {
+        std::vector<Lease> leases;
+        void describe(Fields& f) { f("leases", leases, "in the order they were granted"); }
+    };
+};
+
+struct LeaseGranted
+{
+    static constexpr EventType type{"lease.granted", "allocator", Severity::info, 1, "A CID or a host port belongs to an owner now."};
+    Lease lease;
+    std::string_view subject() const { return lease.owner; }
+    void describe(Fields& f) { lease.describe(f); }
+};
+
+struct LeaseReleased
+{
+    static constexpr EventType type{"lease.released", "allocator", Severity::info, 1, "A lease was given back or ran out."};
+    Lease lease;
+    std::string reason;
+    std::string_view subject() const { return lease.owner; }
+    void describe(Fields& f)
+    {
+        lease.describe(f);
+        f("reason", reason, "removed, failed deploy, expired, operator, ...");
+    }
+};
+
+struct LeaseRefused
+{
+    static constexpr EventType type{"lease.refused", "allocator", Severity::warning, 1, "A reservation could not be granted."};
+    std::string owner;
+    std::string wanted;
+    std::string reason;
+    std::string_view subject() const { return owner; }
+    void describe(Fields& f)
+    {
+        f("owner", owner, "who asked");
+        f("wanted", wanted, "for example \"tcp 127.0.0.1:8080\"");
+        f("reason", reason, "who holds it, or what is exhausted");
+    }
+};
+
+} // namespace dstack::schema
