@@ -23,7 +23,9 @@ void write(spdlog::level::level_enum level, char priority, std::string_view mess
 /// U+0080..U+009F in UTF-8: terminals obey these like the escape sequences that they abbreviate (U+009B is CSI).
 bool is_c1(std::string_view text, std::size_t i)
 {
-    return text[i] == '\xc2' && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xa0;
+    if (text[i] != '\xc2' || i + 1 >= text.size()) { return false; }
+    const auto next = static_cast<unsigned char>(text[i + 1]);
+    return next >= 0x80 && next < 0xa0;
 }
 
 void append_escaped(std::string& out, std::string_view value)

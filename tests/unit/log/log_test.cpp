@@ -24,8 +24,9 @@ TEST_CASE("a value is quoted only when it must be, and never carries a control b
         {"tab\there", "\"tab\\x09here\""},
         {"del\x7f", "\"del\\x7f\""},
         {std::string_view{"nul\0x", 5}, "\"nul\\x00x\""},
-        {"\xc2\x9b2J", "\"\\u009b2J\""},
+        {"\xc2\x9bJ", "\"\\u009bJ\""},
         {"\xc2\xa7", "\xc2\xa7"},
+        {"\xc2" "A", "\xc2" "A"},
         {"\xc2", "\xc2"},
         {"gr\xc3\xbc\xc3\x9f", "gr\xc3\xbc\xc3\x9f"},
     };

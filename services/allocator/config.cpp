@@ -1,0 +1,27 @@
+#include "services/allocator/config.hpp"
+#include "shared/config/config.hpp"
+
+namespace dstack::allocator
+{
+
+Result<Config> parse_config(std::string_view toml)
+{
+    auto document = config::Document::parse(toml);
+    if (!document) { return std::move(document).error(); }
+    Config out;
+    config::Section section = document->section("allocator");
+    section.require("state_dir", out.state_dir)
+        .read("cid_first", out.cid_first, 3, 0xffff'fffe)
+        .read("cid_last", out.cid_last, 3, 0xffff'fffe)
+        .read("port_first", out.port_first, 1, 65535)
+        .read("port_last", out.port_last, 1, 65535)
+        .read_ms("sweep_ms", out.sweep, 10, 3'600'000);
+    if (out.cid_last < out.cid_first) { section.refuse("cid_last", "must not be below cid_first"); }
+    if (out.port_last < out.port_first) { section.refuse("port_last", "must not be below port_first"); }
+    document->section("bus").require("directory", out.bus_directory);
+    auto complete = document->finish();
+    if (!complete) { return std::move(complete).error(); }
+    return out;
+}
+
+} // namespace dstack::allocator
