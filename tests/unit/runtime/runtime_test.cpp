@@ -85,7 +85,8 @@ Task<> scope_story(Loop& loop, std::vector<int>& order)
 Task<> offload_story(Loop& loop, std::thread::id& other)
 {
     auto work = [] { return std::this_thread::get_id(); };
-    other = co_await offload(loop, work);
+    const auto id = co_await offload(loop, work);
+    other = id;
 }
 
 Task<> mutex_story(Loop& loop, std::vector<int>& order)
