@@ -1,0 +1,21 @@
+#pragma once
+#include "bus/broker/identity.hpp"
+#include "shared/base/result.hpp"
+#include <string>
+#include <string_view>
+
+namespace dstack::bus
+{
+
+/// bus.toml
+struct BrokerConfig
+{
+    std::string directory = "/run/dstack/bus";        ///< [bus] directory: commands.sock and events.sock
+    std::string journal = "/var/lib/dstack/bus/journal.db"; ///< [bus] journal
+    std::uint64_t max_events = 1'000'000;              ///< [bus] max_events: older ones are removed, with a gap record
+    IdentityRules identity{};                          ///< [identity] groups, [identity.services] service = "user:..." | "exe:..."
+};
+
+Result<BrokerConfig> parse_config(std::string_view toml);
+
+} // namespace dstack::bus
