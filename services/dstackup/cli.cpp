@@ -36,8 +36,12 @@ void add_global(CLI::App& app, Global& global)
     app.add_flag("-v,--verbose,--debug", global.verbose, "more progress on stderr")->group("Global");
     app.add_flag("-y,--yes", global.yes, "answer yes to what would be asked")->group("Global");
     app.add_flag("--no-input", global.no_input, "never ask")->group("Global");
-    app.add_flag_callback("--no-color", [] {}, "no colour (there is none)")->group("Global");
-    app.add_option("--timeout", global.timeout_s, "seconds to wait at most")->check(CLI::Range(1L, 3600L))->group("Global");
+    app.add_flag_callback(
+           "--no-color", [] {}, "no colour (there is none)")
+        ->group("Global");
+    app.add_option("--timeout", global.timeout_s, "seconds to wait at most")
+        ->check(CLI::Range(1L, 3600L))
+        ->group("Global");
     app.add_option("--prefix", global.prefix, "where the mesh lives (default " + std::string{default_prefix} + ")")
         ->group("Global");
 }
@@ -47,7 +51,8 @@ void add_port(CLI::App& app, const std::string& flag, std::optional<std::uint16_
     app.add_option(flag, port, what + "; 0 takes a free one")->check(CLI::Range(0, 65535));
 }
 
-CLI::App* add_verb(CLI::App& parent, Command& command, const std::string& name, const std::string& what, std::function<int()> run)
+CLI::App* add_verb(CLI::App& parent, Command& command, const std::string& name, const std::string& what,
+                   std::function<int()> run)
 {
     auto* verb = parent.add_subcommand(name, what);
     add_global(*verb, command.global);
@@ -60,14 +65,18 @@ void add_dev(CLI::App& app, Command& command)
     auto* dev = app.add_subcommand("dev", "the development mesh on this machine: embedded VMM and KMS, no systemd");
     dev->require_subcommand(1);
     add_global(*dev, command.global);
-    auto* up = add_verb(*dev, command, "up", "start it; ready when this returns", [&command] { return dev_up(command.global, command.up); });
+    auto* up = add_verb(*dev, command, "up", "start it; ready when this returns",
+                        [&command] { return dev_up(command.global, command.up); });
     add_port(*up, "--auth-port", command.up.auth_port, "port of the auth webhook (default 8001)");
     add_port(*up, "--vmm-port", command.up.vmm_port, "port of the VMM's API (default 9080)");
     add_port(*up, "--kms-port", command.up.kms_port, "port of the KMS (default 8443)");
-    auto* down = add_verb(*dev, command, "down", "stop its guests and services", [&command] { return dev_down(command.global, command.down); });
+    auto* down = add_verb(*dev, command, "down", "stop its guests and services",
+                          [&command] { return dev_down(command.global, command.down); });
     down->add_flag("--purge", command.down.purge, "remove its data too: keys, apps, logs");
-    add_verb(*dev, command, "status", "every process: state, since when, restarts, memory", [&command] { return dev_status(command.global); });
-    add_verb(*dev, command, "supervise", "what dev up starts in the background", [&command] { return dev_supervise(command.global); })
+    add_verb(*dev, command, "status", "every process: state, since when, restarts, memory",
+             [&command] { return dev_status(command.global); });
+    add_verb(*dev, command, "supervise", "what dev up starts in the background",
+             [&command] { return dev_supervise(command.global); })
         ->group(""); // not in the help
 }
 
@@ -91,7 +100,8 @@ int canonical_prefix(Global& global)
     while (path.size() > 1 && path.ends_with('/')) { path.pop_back(); }
     if (failed || path.empty() || path == "/")
     {
-        return print_error(global, {Errc::invalid_argument, "--prefix " + global.prefix + ": must be a folder other than /", {}, {}});
+        return print_error(
+            global, {Errc::invalid_argument, "--prefix " + global.prefix + ": must be a folder other than /", {}, {}});
     }
     global.prefix = path;
     return exit_ok;
@@ -102,7 +112,8 @@ int run_cli(int argc, char** argv)
 {
     std::signal(SIGPIPE, SIG_IGN);
     Command command;
-    CLI::App app{std::string{examples} + "dstackup: sets a host up for confidential VMs, checks it, takes it down", "dstackup"};
+    CLI::App app{std::string{examples} + "dstackup: sets a host up for confidential VMs, checks it, takes it down",
+                 "dstackup"};
     app.set_version_flag("--version", "dstackup " DSTACK_VERSION);
     app.require_subcommand(1);
     app.allow_extras(false);

@@ -22,7 +22,8 @@ std::string pair(std::string_view key, std::uint16_t value)
 }
 } // namespace
 
-std::vector<File> service_configs(const Settings& settings, const std::function<std::string(const Service&)>& program_of)
+std::vector<File> service_configs(const Settings& settings,
+                                  const std::function<std::string(const Service&)>& program_of)
 {
     const Layout at{settings.prefix};
     const std::string on_bus = "\n[bus]\n" + pair("directory", at.bus());
@@ -31,7 +32,8 @@ std::vector<File> service_configs(const Settings& settings, const std::function<
     std::string programs = "\n[programs] # who a peer is: the executable that the kernel names for its pid\n";
     for (const auto& service : roster) { programs += pair(service.name, program_of(service)); }
     for (const auto& service : grandchildren) { programs += pair(service.name, program_of(service)); }
-    out.push_back({at.config("bus"), "[bus]\n" + pair("directory", at.bus()) + pair("state_dir", at.state("bus")) + programs});
+    out.push_back(
+        {at.config("bus"), "[bus]\n" + pair("directory", at.bus()) + pair("state_dir", at.state("bus")) + programs});
 
     out.push_back({at.config("auth"), "[auth]\n" + pair("port", settings.auth_port) +
                                           pair("policy_file", at.etc() + "/auth-allowlist.json") +
@@ -40,10 +42,7 @@ std::vector<File> service_configs(const Settings& settings, const std::function<
     return out;
 }
 
-std::string managed(const std::string& text)
-{
-    return std::string{header} + digest_of(text) + "\n" + text;
-}
+std::string managed(const std::string& text) { return std::string{header} + digest_of(text) + "\n" + text; }
 
 bool is_unedited(std::string_view file)
 {

@@ -15,7 +15,8 @@ struct File
 
 /// The configuration of every service of the development mesh: what differs from the defaults.
 /// `program_of` gives the path of a service's executable; the broker attests its peers by it.
-std::vector<File> service_configs(const Settings& settings, const std::function<std::string(const Service&)>& program_of);
+std::vector<File> service_configs(const Settings& settings,
+                                  const std::function<std::string(const Service&)>& program_of);
 
 /// Puts a first line over `text` by which a later run knows whether somebody has edited the file.
 std::string managed(const std::string& text);

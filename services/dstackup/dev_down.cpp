@@ -28,7 +28,10 @@ struct Down
 std::vector<Running> guests_of(const Layout& layout)
 {
     const auto ours = [&](std::string_view cmdline)
-    { return cmdline.find("qemu-system-") != std::string_view::npos && mentions_below(cmdline, layout.state("vmm-local")); };
+    {
+        return cmdline.find("qemu-system-") != std::string_view::npos &&
+               mentions_below(cmdline, layout.state("vmm-local"));
+    };
     return find_processes(ours);
 }
 
@@ -87,7 +90,10 @@ Task<> stop_guests(Loop& loop, const Global& global, const Layout& layout, std::
         if (!asked) { say(global, "guest " + id + " takes no shutdown: " + asked.error().message); }
     }
     const auto deadline = std::chrono::steady_clock::now() + guest_grace;
-    while (!guests_of(layout).empty() && std::chrono::steady_clock::now() < deadline) { co_await sleep_for(loop, look_again); }
+    while (!guests_of(layout).empty() && std::chrono::steady_clock::now() < deadline)
+    {
+        co_await sleep_for(loop, look_again);
+    }
     for (const auto& id : ids)
     {
         std::string body = Json{{"id", id}}.dump();
@@ -151,7 +157,10 @@ Result<Done> purge(const Layout& layout)
         auto removed = state::remove_tree(folder);
         if (!removed) { return std::move(removed).error().within("purge"); }
     }
-    for (const char* folder : {"/etc", "/var/lib", "/var/log", "/var", "/run", ""}) { rmdir((layout.prefix + folder).c_str()); }
+    for (const char* folder : {"/etc", "/var/lib", "/var/log", "/var", "/run", ""})
+    {
+        rmdir((layout.prefix + folder).c_str());
+    }
     return Done{};
 }
 } // namespace
@@ -172,7 +181,10 @@ int dev_down(const Global& global, const DevDown& wish)
         if (!*agreed) { return exit_generic; }
     }
     auto lock = state::FileLock::acquire(layout.up_lock(), milliseconds{60'000});
-    if (!lock) { return print_error(global, std::move(lock).error().within("another dstackup dev up or down is at work")); }
+    if (!lock)
+    {
+        return print_error(global, std::move(lock).error().within("another dstackup dev up or down is at work"));
+    }
     Down down;
     {
         Loop loop;

@@ -64,8 +64,9 @@ std::vector<Row> rows_of(const Layout& layout, const MeshStatus& status)
     for (const auto& service : status.services)
     {
         const auto& who = service.process;
-        out.push_back({service.name, who, std::string{to_string(service.phase)}, rfc3339(service.since_ms), service.text,
-                       service.restarts, who.pid == 0 ? 0 : resident_bytes(who.pid), service.last_exit, service.reason});
+        out.push_back({service.name, who, std::string{to_string(service.phase)}, rfc3339(service.since_ms),
+                       service.text, service.restarts, who.pid == 0 ? 0 : resident_bytes(who.pid), service.last_exit,
+                       service.reason});
     }
     for (const auto& service : grandchildren)
     {
@@ -85,13 +86,14 @@ void print_rows(const std::vector<Row>& rows, const MeshStatus& status, const Se
     for (const auto& row : rows)
     {
         const auto* known = status.find(row.name);
-        const std::string since = known == nullptr ? "-" : short_duration(unix_ms() - std::min(unix_ms(), known->since_ms));
+        const std::string since =
+            known == nullptr ? "-" : short_duration(unix_ms() - std::min(unix_ms(), known->since_ms));
         std::string note = row.reason.empty() ? std::string{} : row.reason + ": ";
         note += row.last_exit.empty() ? row.note : "last exit: " + row.last_exit;
         const std::string pid = row.who.pid == 0 ? "-" : std::to_string(row.who.pid);
         const std::string mib = row.resident == 0 ? "-" : std::to_string(row.resident / 1048576) + " MiB";
-        std::printf("%-15s %8s  %-9s %8s %8llu %8s  %s\n", row.name.c_str(), pid.c_str(), row.state.c_str(), since.c_str(),
-                    static_cast<unsigned long long>(row.restarts), mib.c_str(), note.c_str());
+        std::printf("%-15s %8s  %-9s %8s %8llu %8s  %s\n", row.name.c_str(), pid.c_str(), row.state.c_str(),
+                    since.c_str(), static_cast<unsigned long long>(row.restarts), mib.c_str(), note.c_str());
         total += row.resident;
     }
     std::printf("%zu processes, %llu MiB resident; prefix %s\n", rows.size(),
@@ -172,7 +174,8 @@ int dev_status(const Global& global)
     if (global.json) { print_document("dev-status", json_of(rows, now, *settings, supervised).dump()); }
     else { print_rows(rows, now, *settings, supervised); }
     if (supervised) { return now.all_ready() ? exit_ok : exit_unhealthy; }
-    const bool any = std::any_of(now.services.begin(), now.services.end(), [](const auto& s) { return s.process.pid != 0; });
+    const bool any =
+        std::any_of(now.services.begin(), now.services.end(), [](const auto& s) { return s.process.pid != 0; });
     return any ? exit_unhealthy : exit_not_found;
 }
 
@@ -188,7 +191,8 @@ int dev_supervise(const Global& global)
         if (!settings) { return std::move(settings).error(); }
         return Serve{[settings = std::move(*settings)](Daemon& daemon) { return supervise(daemon, settings); }};
     };
-    return run_daemon(3, argv, {"dstackup-supervise", "starts and keeps the development mesh", "/etc/dstack/dev.toml"}, prepare);
+    return run_daemon(3, argv, {"dstackup-supervise", "starts and keeps the development mesh", "/etc/dstack/dev.toml"},
+                      prepare);
 }
 
 } // namespace dstack::up

@@ -52,14 +52,17 @@ Result<Done> check_programs(const Settings& settings)
     for (const auto& service : roster) { look(service); }
     for (const auto& service : grandchildren) { look(service); }
     if (missing.empty()) { return Done{}; }
-    return Error{Errc::failed_precondition, "programs of the mesh are missing beside " + settings.program + ":" + missing,
-                 "build them: deploy/build", {}};
+    return Error{Errc::failed_precondition,
+                 "programs of the mesh are missing beside " + settings.program + ":" + missing,
+                 "build them: deploy/build",
+                 {}};
 }
 
 Result<Done> make_layout(const Layout& layout)
 {
-    std::vector<std::pair<std::string, mode_t>> folders{{layout.etc(), 0755}, {layout.images(), 0755}, {layout.oci(), 0755},
-                                                        {layout.dev(), 0755}, {layout.bus(), 0755},    {layout.logs(), 0755}};
+    std::vector<std::pair<std::string, mode_t>> folders{{layout.etc(), 0755}, {layout.images(), 0755},
+                                                        {layout.oci(), 0755}, {layout.dev(), 0755},
+                                                        {layout.bus(), 0755}, {layout.logs(), 0755}};
     for (const auto& service : roster) { folders.emplace_back(layout.state(service.name), 0700); }
     for (const auto& service : grandchildren) { folders.emplace_back(layout.state(service.name), 0700); }
     for (const auto& [path, mode] : folders)
@@ -67,7 +70,10 @@ Result<Done> make_layout(const Layout& layout)
         auto made = state::make_dirs(path, mode);
         if (!made)
         {
-            return std::move(made).error().within("create the prefix").with_hint("run as root, or choose a --prefix of yours");
+            return std::move(made)
+                .error()
+                .within("create the prefix")
+                .with_hint("run as root, or choose a --prefix of yours");
         }
     }
     return Done{};
@@ -137,7 +143,8 @@ Result<process::Identity> start_supervisor(const Layout& layout, const Settings&
 {
     process::Spec spec;
     spec.argv = {settings.program, "dev", "supervise", "--prefix", layout.prefix};
-    spec.env = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "NOTIFY_SOCKET=" + notify};
+    spec.env = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8",
+                "NOTIFY_SOCKET=" + notify};
     spec.cwd = "/";
     spec.out = {process::Sink::Kind::file, layout.log("supervisor")};
     spec.err = spec.out;
@@ -153,7 +160,10 @@ std::string tail_of(const std::string& path)
     std::string_view all{*text};
     while (all.ends_with('\n')) { all.remove_suffix(1); }
     std::size_t from = all.size();
-    for (int lines = 0; lines < 3 && from != std::string_view::npos && from > 0; ++lines) { from = all.rfind('\n', from - 1); }
+    for (int lines = 0; lines < 3 && from != std::string_view::npos && from > 0; ++lines)
+    {
+        from = all.rfind('\n', from - 1);
+    }
     return std::string{from == std::string_view::npos ? all : all.substr(from + 1)};
 }
 
@@ -162,14 +172,16 @@ Error failed_service(const Layout& layout, const ServiceStatus& service)
     Error error{Errc::unavailable,
                 std::string{service.name} + " did not get ready (" + service.reason +
                     (service.last_exit.empty() ? "" : ", " + service.last_exit) + ")",
-                "read " + layout.log(service.name) + ", mend it, and run dstackup dev up again", {}};
+                "read " + layout.log(service.name) + ", mend it, and run dstackup dev up again",
+                {}};
     const auto last = tail_of(layout.log(service.name));
     if (!last.empty()) { error.message += "; its last lines:\n" + last; }
     return error;
 }
 
 /// Until every service is ready, one was given up, the supervisor ended or the time is over.
-Result<MeshStatus> wait_ready(const Layout& layout, const process::Identity& supervisor, int notify_fd, Clock::time_point deadline)
+Result<MeshStatus> wait_ready(const Layout& layout, const process::Identity& supervisor, int notify_fd,
+                              Clock::time_point deadline)
 {
     while (true)
     {
@@ -179,19 +191,29 @@ Result<MeshStatus> wait_ready(const Layout& layout, const process::Identity& sup
         if (current && status->failed() != nullptr) { return failed_service(layout, *status->failed()); }
         if (!process::alive(supervisor))
         {
-            return Error{Errc::unavailable, "the supervisor ended while starting the mesh; its last lines:\n" + tail_of(layout.log("supervisor")),
-                         "read " + layout.log("supervisor"), {}};
+            return Error{Errc::unavailable,
+                         "the supervisor ended while starting the mesh; its last lines:\n" +
+                             tail_of(layout.log("supervisor")),
+                         "read " + layout.log("supervisor"),
+                         {}};
         }
         if (Clock::now() >= deadline)
         {
             std::string waits;
             for (const auto& service : current ? status->services : std::vector<ServiceStatus>{})
             {
-                if (service.phase != Phase::ready) { waits += " " + service.name + " (" + std::string{to_string(service.phase)} + ")"; }
+                if (service.phase != Phase::ready)
+                {
+                    waits += " " + service.name + " (" + std::string{to_string(service.phase)} + ")";
+                }
             }
-            return Error{Errc::deadline_exceeded, "not ready in time:" + waits, "look at " + layout.logs() + "; dstackup dev status shows the state", {}};
+            return Error{Errc::deadline_exceeded,
+                         "not ready in time:" + waits,
+                         "look at " + layout.logs() + "; dstackup dev status shows the state",
+                         {}};
         }
-        // The supervisor's datagram wakes at once; a supervisor that was there before has no line to us: look again soon.
+        // The supervisor's datagram wakes at once; a supervisor that was there before has no line to us: look again
+        // soon.
         pollfd line{notify_fd, POLLIN, 0};
         if (poll(&line, 1, 50) > 0)
         {
@@ -206,10 +228,10 @@ void print_up(const Global& global, const Settings& settings, const MeshStatus& 
     {
         nlohmann::json services = nlohmann::json::array();
         for (const auto& s : status.services) { services.push_back({{"name", s.name}, {"pid", s.process.pid}}); }
-        const nlohmann::json data{{"prefix", settings.prefix},     {"already_up", already},
-                                  {"ready_ms", took.count()},      {"supervisor_pid", status.supervisor.pid},
+        const nlohmann::json data{{"prefix", settings.prefix},       {"already_up", already},
+                                  {"ready_ms", took.count()},        {"supervisor_pid", status.supervisor.pid},
                                   {"auth_port", settings.auth_port}, {"vmm_port", settings.vmm_port},
-                                  {"kms_port", settings.kms_port}, {"bus", Layout{settings.prefix}.bus()},
+                                  {"kms_port", settings.kms_port},   {"bus", Layout{settings.prefix}.bus()},
                                   {"services", std::move(services)}};
         print_document("dev-up", data.dump());
         return;
@@ -222,10 +244,15 @@ void print_up(const Global& global, const Settings& settings, const MeshStatus& 
 
 Result<Done> refuse_other_ports(const Settings& now, const DevUp& wish)
 {
-    const auto differs = [](const std::optional<std::uint16_t>& wanted, std::uint16_t have) { return wanted && *wanted != 0 && *wanted != have; };
-    if (differs(wish.auth_port, now.auth_port) || differs(wish.vmm_port, now.vmm_port) || differs(wish.kms_port, now.kms_port))
+    const auto differs = [](const std::optional<std::uint16_t>& wanted, std::uint16_t have)
+    { return wanted && *wanted != 0 && *wanted != have; };
+    if (differs(wish.auth_port, now.auth_port) || differs(wish.vmm_port, now.vmm_port) ||
+        differs(wish.kms_port, now.kms_port))
     {
-        return Error{Errc::already_exists, "the mesh in " + now.prefix + " is up with other ports", "dstackup dev down first", {}};
+        return Error{Errc::already_exists,
+                     "the mesh in " + now.prefix + " is up with other ports",
+                     "dstackup dev down first",
+                     {}};
     }
     return Done{};
 }
@@ -238,7 +265,8 @@ struct Up
 };
 
 /// The supervisor runs: nothing to do, or only to try again what it gave up.
-Result<Up> join_running(const Layout& layout, const DevUp& wish, const process::Identity& supervisor, Clock::time_point deadline)
+Result<Up> join_running(const Layout& layout, const DevUp& wish, const process::Identity& supervisor,
+                        Clock::time_point deadline)
 {
     auto settings = read_settings(layout);
     if (!settings) { return std::move(settings).error(); }
@@ -280,7 +308,8 @@ Result<Up> bring_up(const Layout& layout, const DevUp& wish, Clock::time_point d
     auto line = bind_notify_socket(notify);
     if (!line) { return std::move(line).error(); }
     auto supervisor = start_supervisor(layout, *settings, notify);
-    auto ready = supervisor ? wait_ready(layout, *supervisor, line->get(), deadline) : Result<MeshStatus>{supervisor.error()};
+    auto ready =
+        supervisor ? wait_ready(layout, *supervisor, line->get(), deadline) : Result<MeshStatus>{supervisor.error()};
     unlink(notify.c_str());
     if (!ready) { return std::move(ready).error(); }
     return Up{*settings, *ready, false};
@@ -294,7 +323,8 @@ int dev_up(const Global& global, const DevUp& wish)
     const auto deadline = began + std::chrono::seconds{global.timeout_s > 0 ? global.timeout_s : default_timeout_s};
     auto up = bring_up(layout, wish, deadline);
     if (!up) { return print_error(global, up.error()); }
-    print_up(global, up->settings, up->status, up->already, std::chrono::duration_cast<milliseconds>(Clock::now() - began));
+    print_up(global, up->settings, up->status, up->already,
+             std::chrono::duration_cast<milliseconds>(Clock::now() - began));
     return exit_ok;
 }
 

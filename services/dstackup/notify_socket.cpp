@@ -20,13 +20,17 @@ Result<process::Fd> bind_notify_socket(const std::string& path)
     address.sun_family = AF_UNIX;
     if (path.size() >= sizeof address.sun_path)
     {
-        return Error{Errc::invalid_argument, path + ": too long for a socket's path (107 bytes)", "take a shorter --prefix", {}};
+        return Error{
+            Errc::invalid_argument, path + ": too long for a socket's path (107 bytes)", "take a shorter --prefix", {}};
     }
     std::memcpy(address.sun_path, path.data(), path.size());
     process::Fd fd{socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
     if (!fd) { return errno_error("socket", errno); }
     const int yes = 1;
-    if (setsockopt(fd.get(), SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) != 0) { return errno_error("SO_PASSCRED", errno); }
+    if (setsockopt(fd.get(), SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) != 0)
+    {
+        return errno_error("SO_PASSCRED", errno);
+    }
     unlink(path.c_str()); // of a supervisor that is gone: the caller holds the lock
     if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
     {
@@ -46,7 +50,9 @@ std::optional<Datagram> receive_datagram(int fd)
     message.msg_control = control.data();
     message.msg_controllen = control.size();
     ssize_t got = 0;
-    do { got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT); } while (got < 0 && errno == EINTR);
+    do {
+        got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    } while (got < 0 && errno == EINTR);
     if (got < 0) { return std::nullopt; }
     Datagram out;
     out.bytes.assign(buffer.data(), static_cast<std::size_t>(got));
@@ -80,7 +86,8 @@ Result<std::unique_ptr<NotifySocket>> NotifySocket::open(Loop& loop, const std::
     self->poll_ = make_uv<uv_poll_t>([&](uv_poll_t* h) { return uv_poll_init(loop.raw(), h, self->fd_.get()); });
     if (!self->poll_) { return Error{Errc::internal, "cannot watch " + path, {}, {}}; }
     self->poll_->data = self.get();
-    uv_poll_start(self->poll_.get(), UV_READABLE, [](uv_poll_t* h, int, int) { static_cast<NotifySocket*>(h->data)->read_all(); });
+    uv_poll_start(self->poll_.get(), UV_READABLE,
+                  [](uv_poll_t* h, int, int) { static_cast<NotifySocket*>(h->data)->read_all(); });
     return self;
 }
 

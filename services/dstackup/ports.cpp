@@ -45,9 +45,12 @@ Result<Done> check_port_free(std::uint16_t port, std::string_view flag)
 {
     const auto probe = bind_loopback(port);
     if (probe) { return Done{}; }
-    return Error{Errc::already_exists, "port " + std::to_string(port) + " on 127.0.0.1 is taken: " + probe.error().message,
-                 "choose another one with " + std::string{flag} + " N, or let " + std::string{flag} + " 0 take a free one; "
-                 "`ss -ltnp` shows who has it", {}};
+    return Error{Errc::already_exists,
+                 "port " + std::to_string(port) + " on 127.0.0.1 is taken: " + probe.error().message,
+                 "choose another one with " + std::string{flag} + " N, or let " + std::string{flag} +
+                     " 0 take a free one; "
+                     "`ss -ltnp` shows who has it",
+                 {}};
 }
 
 } // namespace dstack::up

@@ -22,19 +22,28 @@ int exit_code_of(Errc code)
 {
     switch (code)
     {
-    case Errc::invalid_argument: return exit_usage;
-    case Errc::not_found: return exit_not_found;
+    case Errc::invalid_argument:
+        return exit_usage;
+    case Errc::not_found:
+        return exit_not_found;
     case Errc::permission_denied:
-    case Errc::unauthenticated: return exit_permission;
+    case Errc::unauthenticated:
+        return exit_permission;
     case Errc::already_exists:
-    case Errc::aborted: return exit_conflict;
-    case Errc::data_loss: return exit_incomplete;
-    case Errc::failed_precondition: return exit_precondition;
-    case Errc::deadline_exceeded: return exit_timeout;
-    case Errc::unavailable: return exit_unhealthy;
+    case Errc::aborted:
+        return exit_conflict;
+    case Errc::data_loss:
+        return exit_incomplete;
+    case Errc::failed_precondition:
+        return exit_precondition;
+    case Errc::deadline_exceeded:
+        return exit_timeout;
+    case Errc::unavailable:
+        return exit_unhealthy;
     case Errc::resource_exhausted:
     case Errc::cancelled:
-    case Errc::internal: return exit_generic;
+    case Errc::internal:
+        return exit_generic;
     }
     return exit_generic;
 }
@@ -80,7 +89,8 @@ Result<bool> confirm(const Global& global, std::string_view question)
     if (global.yes) { return true; }
     if (global.no_input || isatty(STDIN_FILENO) == 0)
     {
-        return Error{Errc::failed_precondition, std::string{question} + " nobody is here to answer", "say it with --yes", {}};
+        return Error{
+            Errc::failed_precondition, std::string{question} + " nobody is here to answer", "say it with --yes", {}};
     }
     std::fprintf(stderr, "%.*s [y/N] ", static_cast<int>(question.size()), question.data());
     std::array<char, 64> answer{};

@@ -34,7 +34,9 @@ std::vector<Running> find_processes(const std::function<bool(std::string_view cm
         const auto pid = pid_of(entry->d_name);
         if (!pid || *pid == getpid()) { continue; }
         const std::string folder = "/proc/" + std::to_string(*pid);
-        struct stat info{};
+        struct stat info
+        {
+        };
         if (stat(folder.c_str(), &info) != 0 || info.st_uid != geteuid()) { continue; }
         const auto before = process::identify(*pid);
         auto cmdline = state::read_file(folder + "/cmdline", max_cmdline);
@@ -42,13 +44,15 @@ std::vector<Running> find_processes(const std::function<bool(std::string_view cm
         if (!process::alive(*before)) { continue; } // and so the command line was this process's
         out.push_back({*before, std::move(*cmdline)});
     }
-    std::sort(out.begin(), out.end(), [](const Running& a, const Running& b) { return a.who.start_ticks < b.who.start_ticks; });
+    std::sort(out.begin(), out.end(),
+              [](const Running& a, const Running& b) { return a.who.start_ticks < b.who.start_ticks; });
     return out;
 }
 
 std::optional<process::Identity> find_service(const Layout& layout, std::string_view service)
 {
-    const auto found = find_processes([&](std::string_view cmdline) { return is_command_of(cmdline, layout, service); });
+    const auto found =
+        find_processes([&](std::string_view cmdline) { return is_command_of(cmdline, layout, service); });
     if (found.empty()) { return std::nullopt; }
     return found.front().who;
 }

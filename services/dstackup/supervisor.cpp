@@ -121,7 +121,8 @@ Task<Result<Done>> Supervisor::run()
     auto lock = state::FileLock::acquire(layout_.supervisor_lock(), milliseconds{0});
     if (!lock)
     {
-        co_return Error{Errc::already_exists, "another supervisor runs for " + settings_.prefix, "see dstackup dev status", {}};
+        co_return Error{
+            Errc::already_exists, "another supervisor runs for " + settings_.prefix, "see dstackup dev status", {}};
     }
     auto prepared = prepare();
     if (!prepared) { co_return std::move(prepared).error(); }
@@ -160,10 +161,7 @@ Task<> Supervisor::start_all(Scope& scope)
     }
 }
 
-Task<> Supervisor::settled(Slot& slot)
-{
-    co_await slot.changed.wait();
-}
+Task<> Supervisor::settled(Slot& slot) { co_await slot.changed.wait(); }
 
 /// Says READY=1 once everything is up; a service that was given up is said as STATUS=, so that `dev up` need not wait.
 Task<> Supervisor::announce()
@@ -234,7 +232,8 @@ Task<bool> Supervisor::after_end(Slot& slot, process::Exit exit, bool exit_known
     std::optional<int> code;
     if (exit_known && exit.signal == 0) { code = exit.code; }
     const auto next = slot.budget.ended(loop_.now(), code);
-    log::warn("service ended", {{"service", slot.service.name}, {"exit", slot.status.last_exit}, {"recent", slot.budget.recent()}});
+    log::warn("service ended",
+              {{"service", slot.service.name}, {"exit", slot.status.last_exit}, {"recent", slot.budget.recent()}});
     if (next.give_up)
     {
         log::error("service given up", {{"service", slot.service.name}, {"reason", next.reason}});
@@ -265,7 +264,8 @@ Result<Done> Supervisor::start(Slot& slot)
 {
     if (slot.program.empty())
     {
-        return Error{Errc::not_found, "dstack-" + std::string{slot.service.name} + " is not built", "run deploy/build", {}};
+        return Error{
+            Errc::not_found, "dstack-" + std::string{slot.service.name} + " is not built", "run deploy/build", {}};
     }
     process::Spec spec;
     spec.argv = {slot.program, "--config", layout_.config(slot.service.name)};
@@ -389,7 +389,9 @@ Task<Result<Done>> supervise(Daemon& daemon, Settings settings)
 
 Result<bool> bound_log(const std::string& path, std::uint64_t max_bytes)
 {
-    struct stat info{};
+    struct stat info
+    {
+    };
     if (stat(path.c_str(), &info) != 0 || static_cast<std::uint64_t>(info.st_size) <= max_bytes) { return false; }
     auto text = state::read_file(path, static_cast<std::size_t>(max_bytes) * 16);
     if (!text && text.error().code != Errc::resource_exhausted) { return std::move(text).error(); }

@@ -63,10 +63,11 @@ TEST_CASE("notices of the sd_notify protocol")
         bool stopping;
         std::string status;
     };
-    for (const auto& row : {Row{"READY=1", true, false, ""}, Row{"READY=1\nSTATUS=3 guests\n", true, false, "3 guests"},
-                            Row{"STOPPING=1\n", false, true, ""}, Row{"READY=0", false, false, ""},
-                            Row{"XREADY=1\nWATCHDOG=1", false, false, ""}, Row{"", false, false, ""}, Row{"\n\n\n", false, false, ""},
-                            Row{"STATUS=" + std::string(5000, 'x'), false, false, std::string(200, 'x')}})
+    for (const auto& row :
+         {Row{"READY=1", true, false, ""}, Row{"READY=1\nSTATUS=3 guests\n", true, false, "3 guests"},
+          Row{"STOPPING=1\n", false, true, ""}, Row{"READY=0", false, false, ""},
+          Row{"XREADY=1\nWATCHDOG=1", false, false, ""}, Row{"", false, false, ""}, Row{"\n\n\n", false, false, ""},
+          Row{"STATUS=" + std::string(5000, 'x'), false, false, std::string(200, 'x')}})
     {
         CAPTURE(row.text);
         const auto notice = parse_notice(row.text);
@@ -95,8 +96,12 @@ TEST_CASE("status survives its file")
 
 TEST_CASE("what is no status document is refused, what is odd in one is left out")
 {
-    for (const auto* text : {"", "[]", "{}", "{\"services\":3}", "not json", "{\"services\":[}"}) { CHECK_FALSE(decode_status(text)); }
-    const auto odd = decode_status(R"({"services":[1,{"name":"a","phase":"dancing"},{"name":"b","phase":"ready","restarts":"x"}]})");
+    for (const auto* text : {"", "[]", "{}", "{\"services\":3}", "not json", "{\"services\":[}"})
+    {
+        CHECK_FALSE(decode_status(text));
+    }
+    const auto odd =
+        decode_status(R"({"services":[1,{"name":"a","phase":"dancing"},{"name":"b","phase":"ready","restarts":"x"}]})");
     REQUIRE(odd);
     REQUIRE(odd->services.size() == 1);
     CHECK(odd->services[0].name == "b");
@@ -113,8 +118,9 @@ TEST_CASE("settings survive their file")
     CHECK(back->auth_port == 1);
     CHECK(back->vmm_port == 2);
     CHECK(back->kms_port == 65535);
-    for (const auto* text : {"", "prefix = \"/a\"", "prefix = \"a\"\nprogram = \"/b\"", "prefix = \"/a\"\nprogram = \"/b\"\nx = 1",
-                             "prefix = \"/a\"\nprogram = \"/b\"\n[ports]\nauth = 0"})
+    for (const auto* text :
+         {"", "prefix = \"/a\"", "prefix = \"a\"\nprogram = \"/b\"", "prefix = \"/a\"\nprogram = \"/b\"\nx = 1",
+          "prefix = \"/a\"\nprogram = \"/b\"\n[ports]\nauth = 0"})
     {
         CAPTURE(text);
         CHECK_FALSE(parse_settings(text));
