@@ -15,10 +15,11 @@ using crypto::Bytes64;
 /// What the VMM measured and vouches for.
 struct Claims
 {
-    std::string vm_id;         ///< 1 to 128 bytes
-    std::string app_id;        ///< 40 hex
-    std::string compose_hash;  ///< 64 hex
-    std::string instance_id;   ///< 40 hex, or empty (no_instance_id)
+    std::string vm_id;        ///< 1 to 128 bytes
+    std::string app_id;       ///< 40 hex
+    std::string compose_hash; ///< 64 hex
+    std::string
+        instance_id; ///< 40 hex, or empty (no_instance_id); disk keys depend on it: the VMM makes the seed once per VM
     std::string os_image_hash; ///< 64 hex
     std::uint32_t vcpu = 0;
     std::uint64_t memory_mib = 0;

@@ -134,7 +134,9 @@ void Connection::on_end(const Error* error)
     input_ready_.set();
     // A handler's work is not cut in the middle because nobody waits for its answer; a stream's is.
     if (phase_ == Phase::handling) { return; }
-    if (peer_failed_ || phase_ == Phase::streaming || transport_.unsent() == 0) { close(); }
+    if (peer_failed_ || phase_ == Phase::streaming) { close(); }
+    else if (phase_ == Phase::lingering && transport_.unsent() == 0) { close(); }
+    else { end_with_peer(); }
 }
 
 /// Parses what is in input_ until an answer has to be waited for.
@@ -149,6 +151,7 @@ void Connection::pump()
     bytes.erase(0, used);
     input_ = std::move(bytes);
     resume_reading();
+    end_with_peer();
 }
 
 void Connection::resume_reading()
@@ -363,7 +366,14 @@ void Connection::end_response()
         return;
     }
     pump();
-    if (peer_ended_ && input_.empty() && phase_ != Phase::handling && phase_ != Phase::streaming) { linger(); }
+    end_with_peer();
+}
+
+/// No more requests can come: ends the connection when all that came are answered.
+void Connection::end_with_peer()
+{
+    const bool waits = phase_ == Phase::handshake || phase_ == Phase::idle || phase_ == Phase::head || phase_ == Phase::body;
+    if (peer_ended_ && input_.empty() && waits) { linger(); }
 }
 
 void Connection::append_head(const Response& response, bool chunked, bool close_after)

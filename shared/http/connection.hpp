@@ -88,6 +88,7 @@ class Connection final : public TransportSink, public BodyWriter, public BodyRea
     void append_head(const Response& response, bool chunked, bool close_after);
     bool flush();
     void linger();
+    void end_with_peer();
 
     ServerShared& shared_;
     Transport transport_;

@@ -195,7 +195,7 @@ bool Server::Impl::make_room()
             case Connection::Phase::head:
             case Connection::Phase::body:
             case Connection::Phase::lingering:
-                if (oldest == nullptr || connection->since() < oldest->since()) { oldest = connection.get(); }
+                if (oldest == nullptr || connection->since() <= oldest->since()) { oldest = connection.get(); }
                 break;
         }
     }

@@ -21,9 +21,9 @@ struct World
     explicit World(Loop& l) : loop(l), started(l) {}
     Loop& loop;
     Event started;
-    int alive = 0;         ///< handlers that have begun and are not destroyed
-    int completed = 0;
-    std::size_t streamed = 0;
+    std::atomic<int> alive = 0; ///< handlers that have begun and are not destroyed
+    std::atomic<int> completed = 0;
+    std::atomic<std::size_t> streamed = 0;
     std::string log;
 };
 
@@ -475,7 +475,7 @@ TEST_CASE("a stream's task ends when the client goes away, also when it writes n
             RawClient client{port};
             client.send("GET /silence HTTP/1.1\r\n" + host + "\r\n");
             client.read_until("first\n");
-            while_open = world.alive;
+            while_open = world.alive.load();
         }
         const auto end = std::chrono::steady_clock::now() + std::chrono::seconds{5};
         RawClient other{port};
@@ -498,6 +498,8 @@ TEST_CASE("a handler's work is not cut when its client resets the connection")
     {
         RawClient client{port};
         client.send("GET /slow HTTP/1.1\r\n" + host + "\r\n");
+        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds{5};
+        while (world.alive == 0 && std::chrono::steady_clock::now() < end) { usleep(500); }
         client.reset_on_close();
     };
     loop.run(serve_script(loop, Limits{}, script, &world));
@@ -530,7 +532,9 @@ TEST_CASE("a streamed body whose client goes away is an error to its reader")
                                         [&](std::uint16_t port)
                                         {
                                             RawClient client{port};
-                                            client.send("POST /count HTTP/1.1\r\n" + host + "Content-Length: 10\r\n\r\nabc");
+                                            client.send("POST /count HTTP/1.1\r\n" + host + "Expect: 100-continue\r\nContent-Length: 10\r\n\r\n");
+                                            client.read_until("\r\n\r\n");
+                                            client.send("abc");
                                         });
     CHECK(log == "connection_closed: the peer went away before the end of the body");
 }
