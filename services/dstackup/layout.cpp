@@ -33,8 +33,8 @@ std::vector<std::string_view> arguments(std::string_view cmdline)
 std::vector<std::string> program_candidates(std::string_view self, const Layout& layout, const Service& service)
 {
     const std::string program = "dstack-" + std::string{service.name};
-    const std::string here{parent(self)};                // BUILD/services/dstackup or PREFIX/bin
-    const std::string tree{parent(parent(here))};        // BUILD
+    const std::string here{parent(self)};         // BUILD/services/dstackup or PREFIX/bin
+    const std::string tree{parent(parent(here))}; // BUILD
     const std::string installed{std::string{parent(here)} + "/libexec/dstack/"};
     return {tree + "/" + std::string{service.folder} + "/" + program, installed + program,
             layout.prefix + "/libexec/dstack/" + program};

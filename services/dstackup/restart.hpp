@@ -24,8 +24,8 @@ class RestartBudget
     static constexpr std::chrono::milliseconds first_delay{100};
     static constexpr std::chrono::milliseconds longest_delay{5'000};
 
-    /// `exit_code` is empty when it was ended by a signal or is not known. Codes 64 and 78 (sysexits.h) mean that the next
-    /// start would end in the same way: it is given up at once.
+    /// `exit_code` is empty when it was ended by a signal or is not known. Codes 64 and 78 (sysexits.h) mean that the
+    /// next start would end in the same way: it is given up at once.
     RestartDecision ended(std::chrono::steady_clock::time_point now, std::optional<int> exit_code);
     /// The operator said: try again.
     void reset() { ends_.clear(); }

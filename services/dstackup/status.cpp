@@ -21,10 +21,7 @@ T field(const Json& object, const char* key, T otherwise)
 {
     const auto found = object.find(key);
     if (found == object.end()) { return otherwise; }
-    if constexpr (std::is_same_v<T, std::string>)
-    {
-        return found->is_string() ? found->get<std::string>() : otherwise;
-    }
+    if constexpr (std::is_same_v<T, std::string>) { return found->is_string() ? found->get<std::string>() : otherwise; }
     else if constexpr (std::is_same_v<T, bool>) { return found->is_boolean() ? found->get<bool>() : otherwise; }
     else { return found->is_number_integer() ? found->get<T>() : otherwise; }
 }
@@ -84,8 +81,10 @@ Result<MeshStatus> decode_status(std::string_view text)
     const auto services = document.is_object() ? document.find("services") : document.end();
     if (!document.is_object() || services == document.end() || !services->is_array())
     {
-        return Error{Errc::data_loss, "the supervisor's status file is no status document",
-                     "stop and start the mesh: dstackup dev down; dstackup dev up", {}};
+        return Error{Errc::data_loss,
+                     "the supervisor's status file is no status document",
+                     "stop and start the mesh: dstackup dev down; dstackup dev up",
+                     {}};
     }
     MeshStatus out;
     out.supervisor = identity_of(document, "supervisor");

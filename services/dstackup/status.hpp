@@ -9,7 +9,15 @@
 namespace dstack::up
 {
 
-enum class Phase { starting, ready, stopping, stopped, backoff, failed };
+enum class Phase
+{
+    starting,
+    ready,
+    stopping,
+    stopped,
+    backoff,
+    failed
+};
 std::string_view to_string(Phase phase);
 
 /// What the supervisor knows of one service; written to run/dstack/dev/status.json at every change.
@@ -17,13 +25,13 @@ struct ServiceStatus
 {
     std::string name{};
     Phase phase = Phase::stopped;
-    process::Identity process{};  ///< pid 0: none
-    bool adopted = false;         ///< started by an earlier supervisor
-    std::uint64_t since_ms = 0;   ///< unix time at which this phase began
-    std::uint64_t restarts = 0;   ///< since the supervisor began
-    std::string last_exit{};      ///< "exit code 70", "killed by signal 9", "ended while nobody watched"
-    std::string reason{};         ///< of failed: "crash_loop", "config", ...
-    std::string text{};           ///< its own STATUS=
+    process::Identity process{}; ///< pid 0: none
+    bool adopted = false;        ///< started by an earlier supervisor
+    std::uint64_t since_ms = 0;  ///< unix time at which this phase began
+    std::uint64_t restarts = 0;  ///< since the supervisor began
+    std::string last_exit{};     ///< "exit code 70", "killed by signal 9", "ended while nobody watched"
+    std::string reason{};        ///< of failed: "crash_loop", "config", ...
+    std::string text{};          ///< its own STATUS=
     friend bool operator==(const ServiceStatus&, const ServiceStatus&) = default;
 };
 

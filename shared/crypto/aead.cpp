@@ -25,11 +25,13 @@ Bytes aes256_gcm_seal(const Bytes32& key, const Nonce& nonce, View plaintext, Vi
     bool ok = context && EVP_EncryptInit_ex(context.get(), EVP_aes_256_gcm(), nullptr, key.data(), nonce.data()) == 1;
     if (ok && !associated.empty())
     {
-        ok = EVP_EncryptUpdate(context.get(), nullptr, &size, associated.data(), static_cast<int>(associated.size())) == 1;
+        ok = EVP_EncryptUpdate(context.get(), nullptr, &size, associated.data(), static_cast<int>(associated.size())) ==
+             1;
     }
     if (ok && !plaintext.empty())
     {
-        ok = EVP_EncryptUpdate(context.get(), out.data(), &size, plaintext.data(), static_cast<int>(plaintext.size())) == 1;
+        ok = EVP_EncryptUpdate(context.get(), out.data(), &size, plaintext.data(),
+                               static_cast<int>(plaintext.size())) == 1;
     }
     auto* const tag = out.data() + plaintext.size();
     ok = ok && EVP_EncryptFinal_ex(context.get(), tag, &size) == 1 &&
@@ -49,11 +51,13 @@ Result<Bytes> aes256_gcm_open(const Bytes32& key, const Nonce& nonce, View seale
     bool ok = context && EVP_DecryptInit_ex(context.get(), EVP_aes_256_gcm(), nullptr, key.data(), nonce.data()) == 1;
     if (ok && !associated.empty())
     {
-        ok = EVP_DecryptUpdate(context.get(), nullptr, &size, associated.data(), static_cast<int>(associated.size())) == 1;
+        ok = EVP_DecryptUpdate(context.get(), nullptr, &size, associated.data(), static_cast<int>(associated.size())) ==
+             1;
     }
     if (ok && !ciphertext.empty())
     {
-        ok = EVP_DecryptUpdate(context.get(), out.data(), &size, ciphertext.data(), static_cast<int>(ciphertext.size())) == 1;
+        ok = EVP_DecryptUpdate(context.get(), out.data(), &size, ciphertext.data(),
+                               static_cast<int>(ciphertext.size())) == 1;
     }
     std::uint8_t none = 0;
     ok = ok && EVP_CIPHER_CTX_ctrl(context.get(), EVP_CTRL_GCM_SET_TAG, static_cast<int>(tag_size), tag.data()) == 1 &&
@@ -86,7 +90,9 @@ Result<Bytes> open_env(const Bytes32& recipient_secret, View blob)
     if (blob.size() < 32 + 12 + tag_size)
     {
         return Error{Errc::invalid_argument,
-                     "encrypted environment of " + std::to_string(blob.size()) + " bytes: at least 60 expected", {}, {}};
+                     "encrypted environment of " + std::to_string(blob.size()) + " bytes: at least 60 expected",
+                     {},
+                     {}};
     }
     Bytes32 ephemeral;
     Nonce nonce;

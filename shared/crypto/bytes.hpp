@@ -21,15 +21,9 @@ using Bytes48 = Fixed<48>;
 using Bytes64 = Fixed<64>;
 
 /// The bytes of a text, without its terminator.
-inline View view(std::string_view text)
-{
-    return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
-}
+inline View view(std::string_view text) { return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()}; }
 /// Bytes that are text (PEM, JSON) as text; may contain anything.
-inline std::string text(View bytes)
-{
-    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
+inline std::string text(View bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
 inline Bytes copy(View bytes) { return {bytes.begin(), bytes.end()}; }
 inline void append(Bytes& out, View bytes) { out.insert(out.end(), bytes.begin(), bytes.end()); }
 

@@ -37,7 +37,8 @@ Result<Bytes32> x25519_shared(const Bytes32& secret, const Bytes32& peer_public)
     if (!peer || !context) { return openssl_error("x25519"); }
     Bytes32 out;
     std::size_t size = out.size();
-    const bool ok = EVP_PKEY_derive_init(context.get()) == 1 && EVP_PKEY_derive_set_peer(context.get(), peer.get()) == 1 &&
+    const bool ok = EVP_PKEY_derive_init(context.get()) == 1 &&
+                    EVP_PKEY_derive_set_peer(context.get(), peer.get()) == 1 &&
                     EVP_PKEY_derive(context.get(), out.data(), &size) == 1 && size == out.size();
     if (!ok || constant_time_equal(out, Bytes32{})) { return openssl_error("x25519: peer key of small order"); }
     return out;
@@ -63,7 +64,10 @@ bool ed25519_verify(const Bytes32& public_key, View message, const Bytes64& sign
 {
     const Pkey key{EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, public_key.data(), public_key.size())};
     const DigestContext context{EVP_MD_CTX_new()};
-    if (!key || !context || EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, key.get()) != 1) { return false; }
+    if (!key || !context || EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, key.get()) != 1)
+    {
+        return false;
+    }
     return EVP_DigestVerify(context.get(), signature.data(), signature.size(), message.data(), message.size()) == 1;
 }
 

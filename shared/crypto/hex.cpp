@@ -40,7 +40,10 @@ std::string to_hex(View bytes)
 Result<Bytes> from_hex(std::string_view text)
 {
     const auto hex = without_prefix(text);
-    if (hex.size() % 2 != 0) { return invalid("hex with an odd number of digits (" + std::to_string(hex.size()) + ")"); }
+    if (hex.size() % 2 != 0)
+    {
+        return invalid("hex with an odd number of digits (" + std::to_string(hex.size()) + ")");
+    }
     Bytes out;
     out.reserve(hex.size() / 2);
     for (std::size_t i = 0; i < hex.size(); i += 2)
@@ -62,8 +65,8 @@ Result<Bytes> from_hex(std::string_view text, std::size_t size)
     const auto digits = without_prefix(text).size();
     if (digits != size * 2)
     {
-        return invalid("expected " + std::to_string(size) + " bytes (" + std::to_string(size * 2) + " hex digits), got " +
-                       std::to_string(digits) + " digits");
+        return invalid("expected " + std::to_string(size) + " bytes (" + std::to_string(size * 2) +
+                       " hex digits), got " + std::to_string(digits) + " digits");
     }
     return from_hex(text);
 }
@@ -84,7 +87,8 @@ Result<Bytes> from_base64(std::string_view text)
     const auto padding = text.ends_with("==") ? 2U : text.ends_with('=') ? 1U : 0U;
     for (const char c : text.substr(0, text.size() - padding))
     {
-        const bool ok = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' || c == '/';
+        const bool ok =
+            (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' || c == '/';
         if (!ok) { return invalid("not a base64 character"); }
     }
     Bytes out(text.size() / 4 * 3);

@@ -37,7 +37,10 @@ K256Public compressed(const secp256k1_pubkey& key)
 Result<K256Public> k256_public(const Bytes32& secret)
 {
     secp256k1_pubkey key;
-    if (secp256k1_ec_pubkey_create(context(), &key, secret.data()) != 1) { return invalid("not a secp256k1 secret key"); }
+    if (secp256k1_ec_pubkey_create(context(), &key, secret.data()) != 1)
+    {
+        return invalid("not a secp256k1 secret key");
+    }
     return compressed(key);
 }
 
@@ -59,8 +62,8 @@ Result<K256Public> k256_recover(const Bytes32& digest, const K256Signature& sign
 {
     secp256k1_ecdsa_recoverable_signature parsed;
     secp256k1_pubkey key;
-    if (signature.back() > 3 || secp256k1_ecdsa_recoverable_signature_parse_compact(context(), &parsed, signature.data(),
-                                                                                   signature.back()) != 1)
+    if (signature.back() > 3 || secp256k1_ecdsa_recoverable_signature_parse_compact(
+                                    context(), &parsed, signature.data(), signature.back()) != 1)
     {
         return invalid("malformed recoverable signature");
     }

@@ -14,7 +14,10 @@ Bytes32 app_digest(std::string_view domain, View app_id, std::optional<std::uint
     append(input, app_id);
     if (timestamp)
     {
-        for (int shift = 56; shift >= 0; shift -= 8) { input.push_back(static_cast<std::uint8_t>(*timestamp >> shift)); }
+        for (int shift = 56; shift >= 0; shift -= 8)
+        {
+            input.push_back(static_cast<std::uint8_t>(*timestamp >> shift));
+        }
     }
     append(input, message);
     return keccak256(input);
@@ -66,8 +69,8 @@ Result<K256Signature> sign_for_app(const Bytes32& root_k256, std::string_view do
     return k256_sign(root_k256, app_digest(domain, app_id, timestamp, message));
 }
 
-Result<K256Public> recover_for_app(std::string_view domain, View app_id, std::optional<std::uint64_t> timestamp, View message,
-                                   const K256Signature& signature)
+Result<K256Public> recover_for_app(std::string_view domain, View app_id, std::optional<std::uint64_t> timestamp,
+                                   View message, const K256Signature& signature)
 {
     return k256_recover(app_digest(domain, app_id, timestamp, message), signature);
 }

@@ -4,8 +4,8 @@
 #include "shared/crypto/p256.hpp"
 #include <optional>
 
-/// The KMS's key derivations (dstack-protocol.md E.3, D.5), byte for byte upstream's: a disk that one KMS encrypted opens with the
-/// keys of the other when both have the same roots.
+/// The KMS's key derivations (dstack-protocol.md E.3, D.5), byte for byte upstream's: a disk that one KMS encrypted
+/// opens with the keys of the other when both have the same roots.
 namespace dstack::crypto
 {
 
@@ -25,8 +25,8 @@ Result<Bytes32> app_k256_key(const Bytes32& root_k256, View app_id);
 Result<K256Signature> sign_for_app(const Bytes32& root_k256, std::string_view domain, View app_id,
                                    std::optional<std::uint64_t> timestamp, View message);
 /// The key that made such a signature: compare it with the one that is trusted.
-Result<K256Public> recover_for_app(std::string_view domain, View app_id, std::optional<std::uint64_t> timestamp, View message,
-                                   const K256Signature& signature);
+Result<K256Public> recover_for_app(std::string_view domain, View app_id, std::optional<std::uint64_t> timestamp,
+                                   View message, const K256Signature& signature);
 inline constexpr std::string_view kms_issued_domain = "dstack-kms-issued";
 inline constexpr std::string_view env_pubkey_domain = "dstack-env-encrypt-pubkey";
 

@@ -14,9 +14,9 @@ using Group = Owned<EC_GROUP, EC_GROUP_free>;
 using Point = Owned<EC_POINT, EC_POINT_clear_free>;
 
 // DER around the two variable parts; all lengths are fixed for this curve (RFC 5208, RFC 5915, RFC 5480).
-constexpr std::array<std::uint8_t, 36> pkcs8_head = {0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86,
-                                                     0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d,
-                                                     0x03, 0x01, 0x07, 0x04, 0x6d, 0x30, 0x6b, 0x02, 0x01, 0x01, 0x04, 0x20};
+constexpr std::array<std::uint8_t, 36> pkcs8_head = {
+    0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06,
+    0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04, 0x6d, 0x30, 0x6b, 0x02, 0x01, 0x01, 0x04, 0x20};
 constexpr std::array<std::uint8_t, 5> pkcs8_middle = {0xa1, 0x44, 0x03, 0x42, 0x00};
 constexpr std::array<std::uint8_t, 26> spki_head = {0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48,
                                                     0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
@@ -56,8 +56,8 @@ Result<P256Key> P256Key::from_scalar(const Bytes32& scalar)
     P256Key key;
     key.scalar_ = scalar;
     if (!point || EC_POINT_mul(group.get(), point.get(), number.get(), nullptr, nullptr, nullptr) != 1 ||
-        EC_POINT_point2oct(group.get(), point.get(), POINT_CONVERSION_UNCOMPRESSED, key.point_.data(), key.point_.size(),
-                           nullptr) != key.point_.size())
+        EC_POINT_point2oct(group.get(), point.get(), POINT_CONVERSION_UNCOMPRESSED, key.point_.data(),
+                           key.point_.size(), nullptr) != key.point_.size())
     {
         return openssl_error("P-256 public key");
     }
@@ -99,7 +99,8 @@ Bytes P256Key::spki_der() const
 Bytes P256Key::pkcs8_der() const
 {
     Bytes out;
-    out.reserve(pkcs8_head.size() + scalar_.size() + pkcs8_middle.size() + point_.size()); // no copy of the secret stays behind
+    out.reserve(pkcs8_head.size() + scalar_.size() + pkcs8_middle.size() +
+                point_.size()); // no copy of the secret stays behind
     append(out, pkcs8_head);
     append(out, scalar_);
     append(out, pkcs8_middle);

@@ -97,7 +97,8 @@ Result<X509Owned> body(const CertSpec& spec, EVP_PKEY* subject_key)
     X509Owned cert{X509_new()};
     const auto serial = random_fixed<16>();
     const BigNumber number{BN_bin2bn(serial.data(), static_cast<int>(serial.size()), nullptr)};
-    const auto not_after = spec.not_after != 0 ? spec.not_after : static_cast<std::int64_t>(std::time(nullptr)) + ten_years;
+    const auto not_after =
+        spec.not_after != 0 ? spec.not_after : static_cast<std::int64_t>(std::time(nullptr)) + ten_years;
     auto* const subject = cert ? X509_get_subject_name(cert.get()) : nullptr;
     bool ok = subject != nullptr && X509_set_version(cert.get(), X509_VERSION_3) == 1 &&
               BN_to_ASN1_INTEGER(number.get(), X509_get_serialNumber(cert.get())) != nullptr &&
@@ -219,7 +220,8 @@ Result<std::string> self_signed_cert(const CertSpec& spec, const P256Key& key)
     return sign(cert->get(), key);
 }
 
-Result<std::string> issue_cert(const CertSpec& spec, View subject_spki, std::string_view issuer_pem, const P256Key& issuer_key)
+Result<std::string> issue_cert(const CertSpec& spec, View subject_spki, std::string_view issuer_pem,
+                               const P256Key& issuer_key)
 {
     auto issuer = parse_cert_pem(issuer_pem);
     if (!issuer) { return std::move(issuer).error().within("issuer"); }

@@ -40,7 +40,8 @@ struct CertSpec
 /// Both return PEM.
 Result<std::string> self_signed_cert(const CertSpec& spec, const P256Key& key);
 /// `subject_spki` is the DER SubjectPublicKeyInfo of the key that is certified.
-Result<std::string> issue_cert(const CertSpec& spec, View subject_spki, std::string_view issuer_pem, const P256Key& issuer_key);
+Result<std::string> issue_cert(const CertSpec& spec, View subject_spki, std::string_view issuer_pem,
+                               const P256Key& issuer_key);
 
 /// A parsed certificate, as plain values.
 struct Certificate
@@ -66,8 +67,8 @@ Result<Certificate> parse_cert_der(View der);
 /// The first certificate of a PEM text.
 Result<Certificate> parse_cert_pem(std::string_view pem);
 
-/// Whether `leaf` is signed by `ca`, directly or through `intermediates`, and all are valid at `unix_time`. The message says
-/// which rule failed. Host names are not checked here.
+/// Whether `leaf` is signed by `ca`, directly or through `intermediates`, and all are valid at `unix_time`. The message
+/// says which rule failed. Host names are not checked here.
 Result<Done> verify_cert(const Certificate& leaf, const Certificate& ca, std::int64_t unix_time,
                          const std::vector<Certificate>& intermediates = {});
 

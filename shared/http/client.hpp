@@ -49,7 +49,8 @@ class ClientStream
     std::unique_ptr<Impl> impl_;
 };
 
-/// One connection per request. The message of an error starts with its class, after the URL's authority:
+/// One connection per request. The message of an error starts with its class, then names the URL without its query
+/// ("connection_refused: http://127.0.0.1:9080/prpc/Status: nobody listens there"):
 ///   unavailable: "connection_refused: ...", "connection_reset: ...", "connection_closed: ...", "not_found: ..." (no such
 ///     socket), "unreachable: ...", "name_not_found: ...", "tls_handshake: ..."
 ///   deadline_exceeded: "connect_timeout: ...", "timeout: ..."

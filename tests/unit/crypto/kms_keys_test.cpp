@@ -21,12 +21,11 @@ P256Key root_key()
 
 TEST_CASE("a P-256 key is encoded as upstream encodes it")
 {
-    CHECK(to_hex(root_key().pkcs8_der()) ==
-          "308187020100301306072a8648ce3d020106082a8648ce3d030107046d306b0201010420"
-          "f57527cea4ab7ffb49af99b158cdc0e3ec06398f528349ea236b7d2afe19cec1"
-          "a14403420004"
-          "91f50522407ce29dce3ed7d31a15d80c1c42f13a23552d2b33a0ce09ee11e47b"
-          "ce95936f3e7f80d195f879e28e1b144ef37ac9ab8e36a690cbf930b775897b27");
+    CHECK(to_hex(root_key().pkcs8_der()) == "308187020100301306072a8648ce3d020106082a8648ce3d030107046d306b0201010420"
+                                            "f57527cea4ab7ffb49af99b158cdc0e3ec06398f528349ea236b7d2afe19cec1"
+                                            "a14403420004"
+                                            "91f50522407ce29dce3ed7d31a15d80c1c42f13a23552d2b33a0ce09ee11e47b"
+                                            "ce95936f3e7f80d195f879e28e1b144ef37ac9ab8e36a690cbf930b775897b27");
 }
 
 TEST_CASE("derive_dh_secret gives upstream's vector")
@@ -48,8 +47,9 @@ TEST_CASE("the application key and its signature are upstream's")
     REQUIRE(key);
     REQUIRE(signer);
     // Upstream's golden signature: both are deterministic, so ours is the same 65 bytes.
-    const auto golden = from_hex_fixed<65>("e12a5f4567f6d9f80b01944dea333bbed5b418347f4260ed95e9ee198a03014e1716a40d2ed6cd36"
-                                           "7e335b33e231510aa98216e62b631f2b75c181c2f989656800");
+    const auto golden =
+        from_hex_fixed<65>("e12a5f4567f6d9f80b01944dea333bbed5b418347f4260ed95e9ee198a03014e1716a40d2ed6cd36"
+                           "7e335b33e231510aa98216e62b631f2b75c181c2f989656800");
     REQUIRE(golden);
     const auto golden_signer = recover_for_app(kms_issued_domain, view("app-a"), {}, *key, *golden);
     REQUIRE(golden_signer);
@@ -66,8 +66,9 @@ TEST_CASE("the application key and its signature are upstream's")
 TEST_CASE("a legacy signature over an environment key recovers its KMS")
 {
     const auto key = from_hex_fixed<32>("e33a1832c6562067ff8f844a61e51ad051f1180b66ec2551fb0251735f3ee90a");
-    const auto signature = from_hex_fixed<65>("8542c49081fbf4e03f62034f13fbf70630bdf256a53032e38465a27c36fd6bed7a5e7111652004ae"
-                                              "f37f7fd92fbfc1285212c4ae6a6154203a48f5e16cad2cef00");
+    const auto signature =
+        from_hex_fixed<65>("8542c49081fbf4e03f62034f13fbf70630bdf256a53032e38465a27c36fd6bed7a5e7111652004ae"
+                           "f37f7fd92fbfc1285212c4ae6a6154203a48f5e16cad2cef00");
     REQUIRE(key);
     REQUIRE(signature);
     const auto signer = recover_for_app(env_pubkey_domain, Bytes20{}, {}, *key, *signature);

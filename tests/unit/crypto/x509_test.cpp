@@ -60,7 +60,8 @@ TEST_CASE("a leaf carries its names, usages and extensions")
     spec.dns_names = {"localhost", "kms.example"};
     spec.ip_addresses = {"127.0.0.1", "10.0.2.2", "::1"};
     spec.server_auth = true;
-    spec.extensions = {{std::string{oid::app_id}, Bytes(20, 0xaa)}, {std::string{oid::cert_usage}, copy(view("kms:rpc"))}};
+    spec.extensions = {{std::string{oid::app_id}, Bytes(20, 0xaa)},
+                       {std::string{oid::cert_usage}, copy(view("kms:rpc"))}};
     const auto pem = issue_cert(spec, key.spki_der(), ca.pem, ca.key);
     REQUIRE(pem);
     const auto cert = parsed(*pem);
@@ -93,10 +94,8 @@ TEST_CASE("a chain is refused for the right reason")
         std::int64_t at;
         std::string_view reason; ///< empty: valid
     };
-    const Case cases[] = {{ca, now, ""},
-                          {ca, now - 200, "not yet valid"},
-                          {ca, now + 200, "expired"},
-                          {other, now, "signature failure"}};
+    const Case cases[] = {
+        {ca, now, ""}, {ca, now - 200, "not yet valid"}, {ca, now + 200, "expired"}, {other, now, "signature failure"}};
     for (const auto& c : cases)
     {
         INFO(c.reason);
@@ -150,7 +149,8 @@ TEST_CASE("what is no certificate is refused")
     CHECK_FALSE(parse_cert_der(longer));
     CHECK_FALSE(parse_cert_der(View{cert.der}.first(cert.der.size() - 1)));
     CHECK_FALSE(parse_cert_der({}));
-    for (const auto* bad : {"", "-----BEGIN CERTIFICATE-----\n", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"})
+    for (const auto* bad :
+         {"", "-----BEGIN CERTIFICATE-----\n", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"})
     {
         CHECK_FALSE(parse_cert_pem(bad));
     }

@@ -1,0 +1,395 @@
+#include "bus/client/connection.hpp"
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+namespace dstack::bus
+{
+
+namespace
+{
+constexpr int batch_per_turn = 256;
+constexpr std::uint64_t tick_ms = 2000;
+constexpr std::size_t max_queued_requests = 1024;
+constexpr std::size_t max_kept_replies = 4096;
+constexpr std::size_t max_outstanding = 16'384;
+} // namespace
+
+std::uint64_t unix_ms()
+{
+    using namespace std::chrono;
+    return static_cast<std::uint64_t>(duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count());
+}
+
+Client::State::State(Loop& l, ClientConfig c)
+    : loop(l), config(std::move(c)), commands(context, zmq::socket_type::dealer), monitor(context, zmq::socket_type::pair),
+      live(context, zmq::socket_type::sub), changed(l), scope(l)
+{
+}
+
+Client::State::~State()
+{
+    scope.cancel();
+    commands_watch.reset();
+    monitor_watch.reset();
+    live_watch.reset();
+    if (tick) { zmq_socket_monitor(commands.handle(), nullptr, 0); }
+}
+
+void Client::State::start()
+{
+    if (tick) { return; }
+    commands.set(zmq::sockopt::linger, 100);
+    commands.set(zmq::sockopt::immediate, true);
+    commands.set(zmq::sockopt::reconnect_ivl, 10);
+    commands.set(zmq::sockopt::reconnect_ivl_max, 300);
+    commands.set(zmq::sockopt::handshake_ivl, 5000);
+    commands.set(zmq::sockopt::sndhwm, 20'000);
+    commands.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::max_message_bytes));
+    zmq_socket_monitor(commands.handle(), "inproc://commands-monitor",
+                       ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED);
+    monitor.connect("inproc://commands-monitor");
+    monitor_watch = std::make_unique<ZmqWatch>(loop, monitor, [this] { on_monitor(); });
+    commands_watch = std::make_unique<ZmqWatch>(loop, commands, [this] { on_message(); });
+    commands.connect("ipc://" + config.directory + "/commands.sock");
+    tick = make_uv<uv_timer_t>([&](uv_timer_t* h) { return uv_timer_init(loop.raw(), h); });
+    tick->data = this;
+    uv_timer_start(
+        tick.get(), [](uv_timer_t* h) { static_cast<State*>(h->data)->on_tick(); }, tick_ms, tick_ms);
+}
+
+void Client::State::on_monitor()
+{
+    wire::Frames frames;
+    while (wire::receive(monitor, frames))
+    {
+        if (frames.empty() || frames[0].size() < 2) { continue; }
+        std::uint16_t event = 0;
+        std::memcpy(&event, frames[0].data(), sizeof event);
+        if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) { send_hello(); }
+        else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+        {
+            refusal = Error{Errc::permission_denied, "the bus in " + config.directory + " refused this user",
+                            "be a member of the dstack group, or root; `dstack events --type bus.` shows refusals to those who may", {}};
+            changed.set();
+        }
+        else { lost(); }
+    }
+}
+
+void Client::State::send_hello()
+{
+    refusal.reset();
+    transmit({std::string{wire::version}, std::string{wire::hello}, config.service, config.version});
+}
+
+void Client::State::welcomed()
+{
+    welcome = true;
+    goodbye = false;
+    for (auto& [id, request] : outstanding)
+    {
+        if (request->sent && !request->repeatable)
+        {
+            request->error = Error{Errc::unavailable, "the bus restarted while the command was on its way; its outcome is not known", {}, {}};
+            request->done.set();
+            continue;
+        }
+        request->sent = true;
+        transmit(request->frames);
+    }
+    for (const auto& frames : std::exchange(replies, {})) { transmit(frames); }
+    changed.set();
+}
+
+void Client::State::lost()
+{
+    welcome = false;
+    changed.set();
+}
+
+void Client::State::transmit(const std::vector<std::string>& parts)
+{
+    wire::Frames frames;
+    frames.reserve(parts.size());
+    for (const std::string& part : parts) { frames.push_back(wire::frame(part)); }
+    wire::send(commands, frames); // not connected: it is sent again when the broker says welcome
+}
+
+void Client::State::on_tick()
+{
+    if (welcome) { transmit({std::string{wire::version}, std::string{wire::ping}}); }
+    else if (refusal && refusal->code == Errc::already_exists) { send_hello(); } // the one before us may be gone now
+}
+
+void Client::State::on_message()
+{
+    wire::Frames frames;
+    for (int i = 0; i < batch_per_turn && wire::receive(commands, frames); ++i)
+    {
+        if (frames.size() >= 2 && wire::text(frames[0]) == wire::version) { handle(frames); }
+    }
+}
+
+void Client::State::handle(wire::Frames& frames)
+{
+    const std::string_view verb = wire::text(frames[1]);
+    const auto at = [&frames](std::size_t i) { return i < frames.size() ? wire::text(frames[i]) : std::string_view{}; };
+    if (verb == wire::result || verb == wire::published || verb == wire::unpublished || verb == wire::events ||
+        verb == wire::reading_failed)
+    {
+        const std::string id{at(2)};
+        answer_outstanding(id, frames);
+    }
+    else if (verb == wire::request)
+    {
+        Request request;
+        request.delivery = at(2);
+        request.command = at(3);
+        request.context.deadline_ms = wire::number(at(4)).value_or(0);
+        request.context.idempotency_key = at(5);
+        request.context.traceparent = at(6);
+        request.context.caller = at(7);
+        request.body = at(8);
+        accept_request(std::move(request));
+    }
+    else if (verb == wire::welcome) { welcomed(); }
+    else if (verb == wire::refused)
+    {
+        refusal = wire::error_from(at(2), at(3));
+        changed.set();
+    }
+    else if (verb == wire::pong)
+    {
+        if (at(3) == "unknown" && !goodbye) { send_hello(); }
+    }
+    else if (verb == wire::bye)
+    {
+        goodbye = true;
+        changed.set();
+    }
+}
+
+void Client::State::answer_outstanding(std::string_view id, wire::Frames& frames)
+{
+    const auto found = outstanding.find(std::string{id});
+    if (found == outstanding.end()) { return; } // the caller gave up
+    Outstanding& request = *found->second;
+    if (request.answer) { return; }
+    request.answer = std::move(frames);
+    request.done.set();
+}
+
+namespace
+{
+Task<Result<Done>> wait_answer(Outstanding* request)
+{
+    co_await request->done.wait();
+    co_return Done{};
+}
+} // namespace
+
+Task<Result<wire::Frames>> Client::State::exchange(std::string id, std::vector<std::string> frames, bool repeatable,
+                                                   milliseconds limit, std::string what)
+{
+    if (outstanding.size() >= max_outstanding)
+    {
+        co_return Error{Errc::resource_exhausted, what + ": too many requests are on their way to the bus", {}, {}};
+    }
+    if (outstanding.contains(id))
+    {
+        co_return Error{Errc::already_exists, what + ": the same request is on its way already", {}, {}};
+    }
+    Outstanding request{loop, std::move(frames)};
+    request.repeatable = repeatable;
+    outstanding.emplace(id, &request);
+    struct Forget
+    {
+        State& state;
+        const std::string& id;
+        ~Forget() { state.outstanding.erase(id); }
+    } forget{*this, id};
+    if (welcome)
+    {
+        request.sent = true;
+        transmit(request.frames);
+    }
+    auto waiting = wait_answer(&request);
+    auto in_time = co_await with_timeout(loop, limit, what, std::move(waiting));
+    if (request.error) { co_return std::move(*request.error).within(what); }
+    if (!in_time)
+    {
+        if (refusal) { co_return *refusal; }
+        if (welcome) { co_return std::move(in_time).error(); }
+        co_return Error{Errc::unavailable, what + ": the bus in " + config.directory + " is not there",
+                        "start it: `dstackup dev up`, or `systemctl start dstack.target`", {}};
+    }
+    co_return std::move(*request.answer);
+}
+
+// --- serving ----------------------------------------------------------------------------------------------------
+
+void Client::State::accept_request(Request request)
+{
+    const auto found = served.find(request.command);
+    if (found == served.end())
+    {
+        const Error error{Errc::not_found, config.service + " does not serve " + request.command, {}, {}};
+        reply(request.delivery, std::string{to_string(error.code)}, wire::error_body(error));
+        return;
+    }
+    if (!request.context.idempotency_key.empty())
+    {
+        const std::string key = request.command + '\0' + request.context.idempotency_key;
+        auto& deliveries = running_keys[key];
+        deliveries.push_back(request.delivery);
+        if (deliveries.size() > 1) { return; } // delivered again while it runs: one run, and an answer to both
+    }
+    Served& target = found->second;
+    if (target.running >= target.max_in_flight)
+    {
+        if (queued.size() >= max_queued_requests)
+        {
+            const Error error{Errc::resource_exhausted, config.service + " has too many requests waiting", "try again later", {}};
+            running_keys.erase(request.command + '\0' + request.context.idempotency_key);
+            reply(request.delivery, std::string{to_string(error.code)}, wire::error_body(error));
+            return;
+        }
+        queued.push_back(std::move(request));
+        return;
+    }
+    ++target.running;
+    scope.spawn(run_request(std::move(request)));
+}
+
+void Client::State::start_next(Served& target)
+{
+    const auto next = std::find_if(queued.begin(), queued.end(),
+                                   [&](const Request& request) { return &served.find(request.command)->second == &target; });
+    if (next == queued.end()) { return; }
+    Request request = std::move(*next);
+    queued.erase(next);
+    ++target.running;
+    scope.spawn(run_request(std::move(request)));
+}
+
+Task<> Client::State::run_request(Request request)
+{
+    Served& target = served.find(request.command)->second;
+    auto result = co_await target.handler(request.body, request.context);
+    const std::string code = result ? std::string{wire::ok} : std::string{to_string(result.error().code)};
+    const std::string body = result ? std::move(*result) : wire::error_body(result.error());
+    if (request.context.idempotency_key.empty()) { reply(request.delivery, code, body); }
+    else
+    {
+        const auto deliveries = running_keys.extract(request.command + '\0' + request.context.idempotency_key);
+        if (!deliveries.empty())
+        {
+            for (const std::string& delivery : deliveries.mapped()) { reply(delivery, code, body); }
+        }
+    }
+    --target.running;
+    start_next(target);
+}
+
+void Client::State::reply(std::string delivery, std::string code, std::string body)
+{
+    std::vector<std::string> frames{std::string{wire::version}, std::string{wire::reply}, std::move(delivery), std::move(code), std::move(body)};
+    if (welcome) { transmit(frames); }
+    else if (replies.size() < max_kept_replies) { replies.push_back(std::move(frames)); }
+}
+
+// --- reading ----------------------------------------------------------------------------------------------------
+
+Task<Result<Page>> Client::State::read_page(std::string after, std::size_t limit, Filter filter)
+{
+    const nlohmann::json json{{"type", filter.type_prefix}, {"subject", filter.subject}, {"source", filter.source}, {"severity", filter.min_severity}};
+    std::string id = "r" + std::to_string(next_correlation++);
+    std::vector<std::string> request{std::string{wire::version}, std::string{wire::read}, id, std::move(after), std::to_string(limit),
+                                     json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)};
+    auto answer = co_await exchange(id, std::move(request), true, milliseconds{10'000}, "read events");
+    if (!answer) { co_return std::move(answer).error(); }
+    const auto at = [&](std::size_t i) { return i < answer->size() ? wire::text((*answer)[i]) : std::string_view{}; };
+    if (at(1) == wire::reading_failed) { co_return wire::error_from(at(3), at(4)); }
+    Page page;
+    page.epoch = wire::number(at(3)).value_or(0);
+    page.next = wire::number(at(4)).value_or(0);
+    page.last = wire::number(at(5)).value_or(0);
+    page.gap_from = wire::number(at(6)).value_or(0);
+    page.gap_to = wire::number(at(7)).value_or(0);
+    page.gap_reason = at(8);
+    for (std::size_t i = 9; i < answer->size(); ++i) { page.envelopes.emplace_back(at(i)); }
+    co_return page;
+}
+
+void Client::State::open_live()
+{
+    if (live_watch) { return; }
+    live.set(zmq::sockopt::linger, 0);
+    live.set(zmq::sockopt::rcvhwm, 10'000);
+    live.set(zmq::sockopt::reconnect_ivl, 10);
+    live.set(zmq::sockopt::reconnect_ivl_max, 300);
+    live.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::max_message_bytes));
+    live.set(zmq::sockopt::subscribe, wire::event_topic);
+    live.set(zmq::sockopt::subscribe, wire::head_topic);
+    live_watch = std::make_unique<ZmqWatch>(loop, live, [this] { on_live(); });
+    live.connect("ipc://" + config.directory + "/events.sock");
+}
+
+void Client::State::on_live()
+{
+    wire::Frames frames;
+    for (int i = 0; i < batch_per_turn && wire::receive(live, frames); ++i)
+    {
+        if (frames.size() != 3) { continue; }
+        const std::string_view topic = wire::text(frames[0]);
+        const auto sequence = wire::number(wire::text(frames[1]));
+        if (!sequence) { continue; }
+        for (LiveInbox* inbox : inboxes)
+        {
+            if (topic == wire::head_topic)
+            {
+                inbox->head = *sequence;
+                inbox->epoch = wire::number(wire::text(frames[2])).value_or(0);
+            }
+            else if (inbox->frames.size() >= LiveInbox::max_frames)
+            {
+                inbox->frames.clear();
+                inbox->overflowed = true;
+            }
+            else
+            {
+                inbox->frames.push_back({*sequence, std::string{topic.substr(wire::event_topic.size())}, std::string{wire::text(frames[2])}});
+            }
+            inbox->wake.set();
+        }
+    }
+}
+
+EventRecord parse_envelope(std::string envelope)
+{
+    EventRecord out;
+    const auto json = nlohmann::ordered_json::parse(envelope, nullptr, false);
+    const auto text_of = [&json](const char* key) -> std::string
+    {
+        if (!json.is_object()) { return {}; }
+        const auto found = json.find(key);
+        if (found == json.end() || !found->is_string()) { return {}; }
+        return *found->get_ptr<const std::string*>();
+    };
+    out.id = text_of("id");
+    out.type = text_of("type");
+    out.source = text_of("source");
+    out.subject = text_of("subject");
+    out.severity = text_of("severity");
+    out.time = text_of("time");
+    out.traceparent = text_of("traceparent");
+    auto cursor = cursor_from_string(text_of("sequence"));
+    if (cursor) { out.cursor = *cursor; }
+    if (json.is_object() && json.contains("data")) { out.data = json.find("data")->dump(); }
+    out.envelope = std::move(envelope);
+    return out;
+}
+
+} // namespace dstack::bus

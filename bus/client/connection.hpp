@@ -1,0 +1,125 @@
+#pragma once
+#include "bus/client/client.hpp"
+#include "bus/protocol/frames.hpp"
+#include "bus/protocol/zmq_watch.hpp"
+#include <deque>
+#include <list>
+#include <map>
+#include <unordered_map>
+
+namespace dstack::bus
+{
+
+/// A request that has no answer yet. Lives in the frame of the coroutine that waits for it.
+struct Outstanding
+{
+    Outstanding(Loop& loop, std::vector<std::string> request) : frames(std::move(request)), done(loop) {}
+    std::vector<std::string> frames;
+    bool repeatable = true; ///< may be sent again to a restarted broker
+    bool sent = false;
+    Event done;
+    std::optional<wire::Frames> answer;
+    std::optional<Error> error;
+};
+
+/// One page of the journal as it came over the wire.
+struct Page
+{
+    std::uint64_t epoch = 0;
+    std::uint64_t next = 0;
+    std::uint64_t last = 0;
+    std::uint64_t gap_from = 0;
+    std::uint64_t gap_to = 0;
+    std::string gap_reason;
+    std::vector<std::string> envelopes;
+};
+
+struct LiveFrame
+{
+    std::uint64_t sequence = 0;
+    std::string type;
+    std::string envelope;
+};
+
+/// What one subscription sees of the live socket.
+struct LiveInbox
+{
+    explicit LiveInbox(Loop& loop) : wake(loop) {}
+    static constexpr std::size_t max_frames = 8192;
+    std::deque<LiveFrame> frames;
+    bool overflowed = false; ///< frames were dropped: read them back from the journal
+    std::uint64_t head = 0;
+    std::uint64_t epoch = 0;
+    Event wake;
+};
+
+/// The sockets of a Client, what is on its way, and what it serves.
+struct Client::State
+{
+    State(Loop& loop, ClientConfig config);
+    ~State();
+
+    struct Served
+    {
+        RawHandler handler;
+        std::size_t max_in_flight = 0;
+        std::size_t running = 0;
+    };
+    struct Request
+    {
+        std::string delivery;
+        std::string command;
+        std::string body;
+        CallContext context;
+    };
+
+    void start();
+    void on_monitor();
+    void on_message();
+    void on_live();
+    void on_tick();
+    void handle(wire::Frames& frames);
+    void welcomed();
+    void lost();
+    void send_hello();
+    void transmit(const std::vector<std::string>& parts);
+    void answer_outstanding(std::string_view id, wire::Frames& frames);
+    void accept_request(Request request);
+    void start_next(Served& served);
+    Task<> run_request(Request request);
+    void reply(std::string delivery, std::string code, std::string body);
+
+    Task<Result<wire::Frames>> exchange(std::string id, std::vector<std::string> frames, bool repeatable, milliseconds limit,
+                                        std::string what);
+    Task<Result<Page>> read_page(std::string after, std::size_t limit, Filter filter);
+    void open_live();
+
+    Loop& loop;
+    ClientConfig config;
+    zmq::context_t context{1};
+    zmq::socket_t commands;
+    zmq::socket_t monitor;
+    zmq::socket_t live;
+    std::unique_ptr<ZmqWatch> commands_watch;
+    std::unique_ptr<ZmqWatch> monitor_watch;
+    std::unique_ptr<ZmqWatch> live_watch;
+    UvHandle<uv_timer_t> tick;
+
+    bool welcome = false;
+    bool goodbye = false;
+    std::optional<Error> refusal;
+    Event changed;
+    std::uint64_t next_correlation = 1;
+    std::unordered_map<std::string, Outstanding*> outstanding;
+    std::map<std::string, Served, std::less<>> served;
+    std::deque<Request> queued;
+    std::unordered_map<std::string, std::vector<std::string>> running_keys; ///< command+key -> deliveries that wait for it
+    std::deque<std::vector<std::string>> replies;                          ///< made while the broker was away
+    std::list<LiveInbox*> inboxes;
+    Scope scope;
+};
+
+EventRecord parse_envelope(std::string envelope);
+std::uint64_t unix_ms();
+
+} // namespace dstack::bus

@@ -1,0 +1,3 @@
+#include "shared/http/client.hpp"
+#include "tests/catch.hpp"
+TEST_CASE("placeholder") { CHECK(true); }
