@@ -14,7 +14,8 @@ struct Config
     std::uint32_t cid_first = 1000; ///< vsock CIDs are granted from here ...
     std::uint32_t cid_last = 1999;  ///< ... to here, both included
     std::uint16_t port_first = 18000;
-    std::uint16_t port_last = 19999; ///< for wishes without a number; below ip_local_port_range, within upstream's 1-20000
+    std::uint16_t port_last =
+        19999; ///< for wishes without a number; below ip_local_port_range, within upstream's 1-20000
     std::chrono::milliseconds sweep{1000}; ///< how often reservations that ran out are given back
     std::string bus_directory;
 };

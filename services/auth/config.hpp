@@ -11,13 +11,13 @@ namespace dstack::auth
 struct Config
 {
     std::string listen = "127.0.0.1";
-    std::uint16_t port = 8001;           ///< 0: any free one; the log says which
-    std::string policy_file;             ///< auth-simple's and upstream dstack-auth's document; see policy.hpp
-    bool create_policy = false;          ///< development: write a policy that allows nothing when there is none
-    std::string ledger_dir;              ///< created when missing
+    std::uint16_t port = 8001;  ///< 0: any free one; the log says which
+    std::string policy_file;    ///< auth-simple's and upstream dstack-auth's document; see policy.hpp
+    bool create_policy = false; ///< development: write a policy that allows nothing when there is none
+    std::string ledger_dir;     ///< created when missing
     std::chrono::milliseconds idle_timeout{75'000};
     std::chrono::milliseconds request_timeout{10'000}; ///< from the first byte of a request to its answer
-    std::string bus_directory;           ///< empty: without the mesh
+    std::string bus_directory;                         ///< empty: without the mesh
 };
 
 Result<Config> parse_config(std::string_view toml);

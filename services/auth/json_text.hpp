@@ -1,0 +1,11 @@
+#pragma once
+#include <string>
+#include <string_view>
+
+namespace dstack::auth
+{
+
+/// A JSON string literal; bytes that are not printable ASCII become \u00XX (the inputs here are ASCII by their checks).
+void append_json_string(std::string& out, std::string_view text);
+
+} // namespace dstack::auth

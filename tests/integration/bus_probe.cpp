@@ -1,0 +1,154 @@
+// A bus peer for the integration tests: what it may do depends on the path it is run from (exe: identity rules).
+#include "bus/client/client.hpp"
+#include "bus/schema/all.hpp"
+#include "shared/log/log.hpp"
+#include "shared/runtime/daemon.hpp"
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+using namespace dstack;
+
+namespace
+{
+
+using Arguments = std::vector<std::string>;
+
+void say(const std::string& line)
+{
+    std::puts(line.c_str());
+    std::fflush(stdout);
+}
+
+std::string describe(const Error& error) { return "error " + std::string{to_string(error.code)} + " " + error.message; }
+
+/// call COMMAND JSON [KEY [DEADLINE_MS]]
+Task<int> call(bus::Client& client, Arguments args)
+{
+    bus::CallOptions options;
+    if (args.size() > 2) { options.idempotency_key = args[2]; }
+    if (args.size() > 3) { options.deadline = milliseconds{std::atoi(args[3].c_str())}; }
+    auto reply = co_await client.call_raw(args[0], args[1], options);
+    say(reply ? "ok " + *reply : describe(reply.error()));
+    co_return reply ? 0 : 1;
+}
+
+Task<Result<std::string>> slow_answer(Loop& loop, std::string body, bus::CallContext context, int delay_ms)
+{
+    say("request " + context.caller + " " + context.idempotency_key + " " + body);
+    co_await sleep_for(loop, milliseconds{delay_ms});
+    static int count = 0;
+    co_return R"({"leases":[],"answer":)" + std::to_string(++count) + "}";
+}
+
+/// serve SERVICE COMMAND DELAY_MS: until it is killed
+Task<int> serve(Loop& loop, bus::Client& client, Arguments args)
+{
+    const int delay_ms = std::atoi(args[2].c_str());
+    auto handler = [&loop, delay_ms](std::string body, bus::CallContext context)
+    { return slow_answer(loop, std::move(body), std::move(context), delay_ms); };
+    client.serve_raw(args[1], handler, 8);
+    auto connected = co_await client.connect(milliseconds{10'000});
+    say(connected ? "ready" : describe(connected.error()));
+    if (!connected) { co_return 1; }
+    co_await sleep_for(loop, milliseconds{600'000});
+    co_return 0;
+}
+
+/// publish TYPE COUNT FIRST: events "FIRST".. one after the other, ids derived from the number
+Task<int> publish(bus::Client& client, Arguments args)
+{
+    const int count = std::atoi(args[1].c_str());
+    const int first = args.size() > 2 ? std::atoi(args[2].c_str()) : 0;
+    for (int i = first; i < first + count; ++i)
+    {
+        bus::Client::OutgoingEvent event;
+        event.id = "probe-" + args[0] + "-" + std::to_string(i);
+        event.type = args[0];
+        event.subject = "s" + std::to_string(i % 3);
+        event.severity = "info";
+        event.time_ms = 1'700'000'000'000ULL + static_cast<std::uint64_t>(i);
+        event.data = R"({"number":)" + std::to_string(i) + "}";
+        auto cursor = co_await client.publish_raw(event, milliseconds{15'000});
+        say(cursor ? "published " + std::to_string(i) + " " + bus::to_string(*cursor) : describe(cursor.error()));
+        if (!cursor) { co_return 1; }
+    }
+    co_return 0;
+}
+
+/// subscribe FROM TYPE_PREFIX: prints items until it is killed
+Task<int> subscribe(bus::Client& client, Arguments args)
+{
+    bus::From from;
+    from.kind = args[0] == "now" ? bus::From::Kind::now : args[0] == "0" ? bus::From::Kind::beginning : bus::From::Kind::cursor;
+    if (from.kind == bus::From::Kind::cursor)
+    {
+        auto cursor = bus::cursor_from_string(args[0]);
+        if (!cursor)
+        {
+            say(describe(cursor.error()));
+            co_return 2;
+        }
+        from.cursor = *cursor;
+    }
+    bus::Filter filter;
+    if (args.size() > 1) { filter.type_prefix = args[1]; }
+    bus::Subscription subscription = client.subscribe(filter, from);
+    for (;;)
+    {
+        auto item = co_await subscription.next();
+        if (!item)
+        {
+            say(describe(item.error()));
+            co_return 1;
+        }
+        if (const auto* event = std::get_if<bus::EventRecord>(&*item))
+        {
+            say("event " + bus::to_string(event->cursor) + " " + event->type + " " + event->source + " " + event->data);
+        }
+        else if (const auto* gap = std::get_if<bus::Gap>(&*item))
+        {
+            say("gap " + std::to_string(gap->from) + " " + std::to_string(gap->to) + " " + gap->reason);
+        }
+        else { say("caught_up"); }
+    }
+}
+
+Task<> run(Loop& loop, std::string directory, std::string verb, Arguments args, int& exit_code)
+{
+    bus::ClientConfig config;
+    config.directory = std::move(directory);
+    config.service = verb == "serve" ? args[0] : std::string{};
+    bus::Client client{loop, config};
+    if (verb == "serve")
+    {
+        exit_code = co_await serve(loop, client, std::move(args));
+        co_return;
+    }
+    auto connected = co_await client.connect(milliseconds{5'000});
+    if (!connected)
+    {
+        say(describe(connected.error()));
+        exit_code = 1;
+        co_return;
+    }
+    if (verb == "call") { exit_code = co_await call(client, std::move(args)); }
+    else if (verb == "publish") { exit_code = co_await publish(client, std::move(args)); }
+    else if (verb == "subscribe") { exit_code = co_await subscribe(client, std::move(args)); }
+}
+
+} // namespace
+
+int main(int argc, char** argv)
+{
+    if (argc < 4)
+    {
+        std::fputs("usage: bus_probe BUS_DIRECTORY call|serve|publish|subscribe ARGUMENT...\n", stderr);
+        return 64;
+    }
+    log::init("bus_probe", log::Level::warn);
+    int exit_code = 0;
+    Loop loop;
+    loop.run(run(loop, argv[1], argv[2], Arguments(argv + 3, argv + argc), exit_code));
+    return exit_code;
+}
