@@ -85,7 +85,7 @@ Task<Result<Done>> Supervisor::run()
 
 Task<> Supervisor::keep_process()
 {
-    const bool adopted = co_await adopt();
+    const auto adopted = co_await adopt();
     if (adopted)
     {
         apply(machine_.started(std::chrono::steady_clock::now(), static_cast<std::uint64_t>(watch_->who().pid), true));
@@ -203,7 +203,7 @@ Task<> Supervisor::keep_probing()
         auto woken = co_await with_timeout(loop_, pause, std::move(what), std::move(change));
         if (woken) { continue; }
         const auto asked = machine_.pid();
-        Probe seen = co_await probe();
+        auto seen = co_await probe();
         if (asked != machine_.pid()) { continue; } // the answer of a process that is gone
         if (seen.kind == Probe::Kind::ready) { observed_at_ = rfc3339_now(); }
         auto outcome = machine_.probed(std::chrono::steady_clock::now(), seen);
