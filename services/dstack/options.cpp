@@ -82,12 +82,12 @@ CLI::App* add_app_verb(CLI::App& app, Options& o, const char* name, const char* 
 void add_streams(CLI::App& app, Options& o)
 {
     auto* logs = add_app_verb(app, o, "logs", "what an app's VM, or a service of the mesh, has printed");
-    logs->add_flag("-f,--follow", o.follow, "go on as it comes");
+    logs->add_flag("-f,--follow,!--no-follow", o.follow, "go on as it comes");
     logs->add_option("--lines", o.lines, "the last this many")->capture_default_str()->check(CLI::Range(1U, 10000U));
     logs->add_flag("--raw", o.raw, "do not escape control bytes");
 
     auto* events = app.add_subcommand("events", "everything that happened, in order");
-    events->add_flag("-f,--follow", o.follow, "go on as it comes");
+    events->add_flag("-f,--follow,!--no-follow", o.follow, "go on as it comes");
     events->add_option("--from", o.from, "0 (everything), a cursor EPOCH:SEQUENCE, a time, or how long ago (10m)");
     events->add_option("--type", o.type, "only types that begin like this, such as vm.");
     events->add_option("--subject", o.subject, "only of this subject");

@@ -61,7 +61,7 @@ std::string event_text(const bus::EventRecord& event)
     std::string line = printable(event.time);
     const std::string severity = event.severity == "info" || event.severity.empty() ? "" : " " + printable(event.severity) + ":";
     line += severity + " " + printable(event.type) + " " + (event.subject.empty() ? "-" : printable(event.subject));
-    const std::string fields = fields_of(event.data, {"traceparent"});
+    const std::string fields = fields_of(event.data, event.subject);
     if (!fields.empty()) { line += " " + fields; }
     return line + "\n";
 }

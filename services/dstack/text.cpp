@@ -178,14 +178,14 @@ std::string table(const std::vector<std::vector<std::string>>& rows)
     return out;
 }
 
-std::string fields_of(std::string_view text, const std::vector<std::string_view>& skip)
+std::string fields_of(std::string_view text, std::string_view subject)
 {
     const auto object = nlohmann::ordered_json::parse(text, nullptr, false);
     if (!object.is_object()) { return {}; }
     std::string out;
     for (const auto& [key, value] : object.items())
     {
-        if (std::find(skip.begin(), skip.end(), key) != skip.end()) { continue; }
+        if (value.is_string() && value.get<std::string>() == subject) { continue; }
         std::string shown = value.is_string() ? value.get<std::string>()
                                               : value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
         if (shown.empty() || shown == "null" || shown == "[]") { continue; }

@@ -25,7 +25,7 @@ Result<std::uint32_t> parse_mebibytes(std::string_view text);
 std::string table(const std::vector<std::vector<std::string>>& rows);
 
 /// The top-level scalars of a JSON object as ` key=value key="two words"`, control characters escaped; lists and objects
-/// as JSON. What is empty is left out, and so are the keys in `skip`.
-std::string fields_of(std::string_view json, const std::vector<std::string_view>& skip);
+/// as JSON. What is empty is left out, and so is text that only says `subject` again.
+std::string fields_of(std::string_view json, std::string_view subject);
 
 } // namespace dstack::cli
