@@ -129,44 +129,32 @@ std::string encode_record(const Record& record, std::uint64_t sequence, std::str
 
 std::string line_hash(std::string_view line) { return crypto::to_hex(crypto::sha256(line)); }
 
-struct Chain::State
+struct EntryReader::State
 {
     simdjson::dom::parser parser{};
 };
 
-Chain::Chain() : state_(std::make_unique<State>()) {}
-Chain::Chain(Chain&&) noexcept = default;
-Chain::~Chain() = default;
+EntryReader::EntryReader() : state_(std::make_unique<State>()) {}
+EntryReader::EntryReader(EntryReader&&) noexcept = default;
+EntryReader::~EntryReader() = default;
 
-Result<Entry> Chain::next(std::string_view line)
+Result<Entry> EntryReader::read(std::string_view line, std::string* previous)
 {
     auto root = parse_json(state_->parser, line);
-    if (!root) { return broken("record " + std::to_string(sequence_ + 1) + ": " + root.error().message); }
+    if (!root) { return broken(root.error().message); }
     Entry out;
-    if (root->at_key("seq").get(out.sequence) != simdjson::SUCCESS)
-    {
-        return broken("record " + std::to_string(sequence_ + 1) + ": no number");
-    }
-    if (out.sequence != sequence_ + 1)
-    {
-        return broken("record " + std::to_string(sequence_ + 1) + " is missing: " + std::to_string(out.sequence) +
-                      " is in its place");
-    }
-    if (text_at(*root, "/prev") != hash_)
-    {
-        return broken("record " + std::to_string(out.sequence) +
-                      " does not continue the chain: it, or the one before, was changed");
-    }
-    const auto time = unix_ms_from_rfc3339(text_at(*root, "/time"));
-    if (!time) { return broken("record " + std::to_string(out.sequence) + ": no time"); }
-    out.time_ms = *time;
+    if (root->at_key("seq").get(out.sequence) != simdjson::SUCCESS || out.sequence == 0) { return broken("no number"); }
+    const std::string time = text_at(*root, "/time");
+    const auto time_ms = unix_ms_from_rfc3339(time);
+    if (!time_ms) { return broken("no time"); }
+    out.time_ms = *time_ms;
     out.kind = text_at(*root, "/kind");
     out.policy_hash = text_at(*root, "/policy");
     if (out.kind == "app" || out.kind == "kms")
     {
         out.decision = decision_of(*root);
         out.decision.sequence = out.sequence;
-        out.decision.time = text_at(*root, "/time");
+        out.decision.time = time;
         out.decision.kind = out.kind;
         out.decision.policy_hash = out.policy_hash;
     }
@@ -178,10 +166,29 @@ Result<Entry> Chain::next(std::string_view line)
         out.change.policy_hash = out.policy_hash;
         out.change.by = text_at(*root, "/by");
     }
-    sequence_ = out.sequence;
+    if (previous != nullptr) { *previous = text_at(*root, "/prev"); }
+    return out;
+}
+
+Result<Entry> Chain::next(std::string_view line)
+{
+    std::string previous;
+    auto entry = reader_.read(line, &previous);
+    if (!entry) { return std::move(entry).error().within("record " + std::to_string(sequence_ + 1)); }
+    if (entry->sequence != sequence_ + 1)
+    {
+        return broken("record " + std::to_string(sequence_ + 1) + " is missing: " + std::to_string(entry->sequence) +
+                      " is in its place");
+    }
+    if (previous != hash_)
+    {
+        return broken("record " + std::to_string(entry->sequence) +
+                      " does not continue the chain: it, or the one before, was changed");
+    }
+    sequence_ = entry->sequence;
     hash_ = line_hash(line);
     if (identity_.empty()) { identity_ = hash_; }
-    return out;
+    return entry;
 }
 
 std::string rfc3339(std::uint64_t unix_ms)

@@ -47,13 +47,25 @@ struct Entry
     schema::AuthPolicyChanged change{}; ///< for policy
 };
 
+/// Reads single lines, wherever they stand.
+class EntryReader
+{
+  public:
+    EntryReader();
+    EntryReader(EntryReader&&) noexcept;
+    ~EntryReader();
+    /// data_loss with the reason when the line is no record. `previous`: the hash that it names.
+    Result<Entry> read(std::string_view line, std::string* previous = nullptr);
+
+  private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
 /// Walks a ledger from its first line.
 class Chain
 {
   public:
-    Chain();
-    Chain(Chain&&) noexcept;
-    ~Chain();
     /// The next line; data_loss with the reason when it does not continue the chain.
     Result<Entry> next(std::string_view line);
     /// The number and the hash of the last line; 0 and `genesis` before the first.
@@ -63,8 +75,7 @@ class Chain
     const std::string& identity() const { return identity_; }
 
   private:
-    struct State;
-    std::unique_ptr<State> state_;
+    EntryReader reader_;
     std::uint64_t sequence_ = 0;
     std::string hash_{genesis};
     std::string identity_;

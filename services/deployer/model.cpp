@@ -27,7 +27,7 @@ void AppFacts::describe(schema::Fields& f)
     f.optional("foreign_vms", foreign_vms, "VMs that were there before");
     f.optional("vm_id", vm_id, "UUID");
     f.optional("created_ms", created_ms, "unix time");
-    f.optional("removing", removing, "a remove has begun");
+    f.optional("deployed", deployed, "its create succeeded");
 }
 
 void Operation::describe(schema::Fields& f)

@@ -33,7 +33,7 @@ struct AppFacts
     std::vector<std::string> foreign_vms; ///< VMs of this name and app id that were there before CreateVm was sent
     std::string vm_id;
     std::uint64_t created_ms = 0;
-    bool removing = false;
+    bool deployed = false; ///< its create succeeded; else it is being made, or what is left of a failed one
     void describe(schema::Fields& f);
 };
 

@@ -17,6 +17,9 @@ struct VmDefaults
     std::vector<std::string> kms_urls{};
 };
 
+/// `Error::details` of a call that never left this host: nothing was done.
+inline constexpr std::string_view not_sent = R"({"sent":false})";
+
 /// Body of CreateVm (B.1, VmConfiguration). `cid` is an extension: upstream ignores unknown fields.
 std::string create_vm_body(const AppFacts& app, const VmDefaults& defaults);
 /// {"id":"..."}

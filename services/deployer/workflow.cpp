@@ -194,6 +194,11 @@ Task<Result<std::string>> make_vm(Ports& ports, Work& work)
     if (!id)
     {
         Error error = std::move(id).error();
+        if (error.details == not_sent)
+        {
+            work.app.create_begun = false;
+            co_return error;
+        }
         const bool unsure = error.code == Errc::unavailable || error.code == Errc::deadline_exceeded;
         if (!unsure) { co_return error; }
         auto found = co_await find_vm(ports, work);
@@ -493,6 +498,7 @@ Task<> run_create(Ports& ports, Work& work)
         auto done = co_await go_forward(ports, work, std::move(steps));
         if (done)
         {
+            work.app.deployed = true;
             co_await end_well(ports, work);
             co_return;
         }

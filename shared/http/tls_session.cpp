@@ -249,7 +249,6 @@ TlsSession::Status TlsSession::failed(int result)
         return Status::failed;
     }
     error_ = openssl_error(Errc::unavailable, "tls_handshake");
-    if (SSL_is_init_finished(raw_)) { error_.message.replace(0, std::string_view{"tls_handshake"}.size(), "tls"); }
     return Status::failed;
 }
 

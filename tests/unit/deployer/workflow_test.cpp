@@ -1,3 +1,4 @@
+#include "services/deployer/vmm_wire.hpp"
 #include "tests/unit/deployer/fake_host.hpp"
 #include "tests/catch.hpp"
 
@@ -227,6 +228,17 @@ TEST_CASE("a denial of an earlier deploy or of another hash explains nothing")
     decision.compose_hash = "aa";
     decision.allowed = true;
     CHECK_FALSE(explain_boot_error(error, decision, app, 1'000'000).denied);
+}
+
+TEST_CASE("a VMM that went away before CreateVm was sent keeps nothing")
+{
+    FakeHost host;
+    host.fails["create_vm"] = Error{Errc::unavailable, "connection_refused: vmm", {}, std::string{not_sent}};
+    const auto end = run(host, deploy_work(host));
+    REQUIRE(end);
+    CHECK(end->operation.code == "unavailable");
+    CHECK(end->gone);
+    CHECK(clean(host));
 }
 
 TEST_CASE("a lost answer of CreateVm is no second VM")

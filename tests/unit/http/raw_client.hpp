@@ -2,6 +2,7 @@
 #include <arpa/inet.h>
 #include <chrono>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <regex>
 #include <string>
 #include <string_view>
@@ -19,6 +20,8 @@ class RawClient
         address.sin_family = AF_INET;
         address.sin_port = htons(port);
         address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        const int now = 1;
+        setsockopt(fd_, IPPROTO_TCP, TCP_NODELAY, &now, sizeof now);
         start(reinterpret_cast<const sockaddr*>(&address), sizeof address);
     }
     explicit RawClient(const std::string& path) : fd_(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0))
@@ -42,6 +45,12 @@ class RawClient
             bytes.remove_prefix(static_cast<std::size_t>(sent));
         }
         return true;
+    }
+    /// Something is there to be read, be it the end.
+    bool readable()
+    {
+        char c = 0;
+        return recv(fd_, &c, 1, MSG_PEEK | MSG_DONTWAIT) >= 0;
     }
     void half_close() { shutdown(fd_, SHUT_WR); }
     /// Until `text` ends what came; "" when the peer ended first.
