@@ -124,6 +124,26 @@ ExitVerdict judge_exit(const ExitFacts& facts)
     return out;
 }
 
+std::string explain_qemu(std::string_view stderr_text)
+{
+    // Warnings come first; the line that says why it ended is the last one.
+    const auto lines = last_lines(stderr_text, 1);
+    if (lines.empty()) { return {}; }
+    std::string_view line = lines.back();
+    constexpr std::string_view forward = "Could not set up host forwarding rule '";
+    if (const auto at = line.find(forward); at != std::string_view::npos)
+    {
+        std::string rule{line.substr(at + forward.size())};
+        rule.resize(std::min(rule.find('\''), rule.size()));
+        rule.resize(std::min(rule.find("-:"), rule.size()));
+        if (const auto colon = rule.find(':'); colon != std::string::npos) { rule[colon] = ' '; }
+        return "host port " + rule + " is already in use or may not be used";
+    }
+    constexpr std::string_view program = "qemu-system-x86_64: ";
+    if (line.starts_with(program)) { line.remove_prefix(program.size()); }
+    return std::string{line};
+}
+
 std::string_view last_boot(std::string_view log)
 {
     const auto at = log.rfind(boot_marker);

@@ -52,6 +52,9 @@ struct ExitVerdict
 };
 ExitVerdict judge_exit(const ExitFacts& facts);
 
+/// What QEMU's last words mean to an operator: "host port tcp 127.0.0.1:8080 is already in use".
+std::string explain_qemu(std::string_view stderr_text);
+
 /// The end of a serial log: at most `lines` lines, control bytes replaced, each cut at 300 bytes.
 std::vector<std::string> last_lines(std::string_view log, std::size_t lines);
 /// Since the last boot marker of this VMM.

@@ -48,12 +48,12 @@ std::vector<std::string> qemu_arguments(const QemuPlan& p)
     else { add({"-accel", "tcg,thread=multi,tb-size=" + std::to_string(p.tcg_tb_size_mb), "-cpu", "max"}); }
     add({"-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"});
     add({"-name", "dstack-" + option_value(p.vm_id)});
-    add({"-chardev", "file,id=com0,path=serial.log,append=on", "-serial", "chardev:com0"});
+    add({"-chardev", "file,id=com0,append=on,path=" + option_value(p.work_dir) + "/serial.log", "-serial", "chardev:com0"});
     add({"-qmp", "unix:qmp.sock,server=on,wait=off"});
     if (p.bios) { add({"-bios", *p.bios}); }
     add({"-kernel", p.kernel, "-initrd", p.initrd});
     if (p.rootfs) { add_disk(args, "hd0", *p.rootfs, "raw", true, serial_rootfs); }
-    if (p.data_disk) { add_disk(args, "hd1", "hda.img", "qcow2", false, serial_data); }
+    if (p.data_disk) { add_disk(args, "hd1", p.work_dir + "/hda.img", "qcow2", false, serial_data); }
     if (p.store_image) { add_disk(args, "store", *p.store_image, "raw", true, serial_store); }
 
     std::string netdev = "user,id=net0,net=" + p.net + ",dhcpstart=" + p.dhcp_start + ",restrict=no";
@@ -64,7 +64,7 @@ std::vector<std::string> qemu_arguments(const QemuPlan& p)
     add({"-netdev", netdev, "-device", "virtio-net-pci,netdev=net0,romfile=,mac=" + mac_of(p.vm_id)});
     add({"-smbios", "type=1,manufacturer=dstack,product=dstack"});
     if (p.cid != 0) { add({"-device", "vhost-vsock-pci,guest-cid=" + std::to_string(p.cid)}); }
-    add_disk(args, "hd2", "shared.img", "raw", true, serial_shared);
+    add_disk(args, "hd2", p.work_dir + "/shared.img", "raw", true, serial_shared);
     add({"-machine", p.accel == Accel::kvm ? "q35,kernel-irqchip=split,hpet=off" : "q35"});
     add({"-smp", std::to_string(p.vcpu == 0 ? 1 : p.vcpu), "-m", std::to_string(p.memory) + "M"});
     if (!p.cmdline.empty()) { add({"-append", p.cmdline}); }

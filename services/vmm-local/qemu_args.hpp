@@ -11,14 +11,15 @@ namespace dstack::vmm
 enum class Accel { tcg, kvm };
 std::string_view to_string(Accel accel);
 
-/// Everything that a command line is made of. Paths are absolute except those of the work directory, which is QEMU's
-/// current directory: a unix socket path may be at most 107 bytes long.
+/// Everything that a command line is made of. Paths are absolute, so that `ps` tells whose guest it is, except the monitor's:
+/// the work directory is QEMU's current directory, and a unix socket's path may be at most 107 bytes long.
 struct QemuPlan
 {
     std::string qemu = "qemu-system-x86_64";
     Accel accel = Accel::tcg;
     std::uint32_t tcg_tb_size_mb = 64;
     std::string vm_id;
+    std::string work_dir;
     std::uint32_t vcpu = 1;    ///< 0 becomes 1
     std::uint32_t memory = 0;  ///< MiB
     std::string kernel;

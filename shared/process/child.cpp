@@ -70,7 +70,7 @@ struct Child::Impl
 
     static Task<> follow(Loop& loop, Stream& stream)
     {
-        detail::FdReady ready{loop, stream.fd.get()};
+        FdReady ready{loop, stream.fd.get()};
         bool more = static_cast<bool>(ready);
         while (more)
         {
@@ -84,7 +84,7 @@ struct Child::Impl
     pid_t pid;
     Fd pidfd;
     bool group;
-    detail::FdReady ended;
+    FdReady ended;
     Stream out, err;
     std::optional<Result<Exit>> exit;
     std::optional<Scope> readers;

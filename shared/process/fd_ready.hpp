@@ -1,7 +1,7 @@
 #pragma once
 #include "shared/runtime/loop.hpp"
 
-namespace dstack::process::detail
+namespace dstack::process
 {
 
 /// Tells when a descriptor becomes readable. Destroy it before the descriptor is closed.
@@ -36,4 +36,4 @@ class FdReady
     UvHandle<uv_poll_t> poll_;
 };
 
-} // namespace dstack::process::detail
+} // namespace dstack::process

@@ -10,7 +10,7 @@ struct PidWatch::Impl
     Impl(Loop& loop, Identity identity, Fd fd) : who(std::move(identity)), pidfd(std::move(fd)), ended(loop, pidfd.get()) {}
     Identity who;
     Fd pidfd;
-    detail::FdReady ended; // a pidfd is readable when its process is a zombie or gone
+    FdReady ended; // a pidfd is readable when its process is a zombie or gone
 };
 
 PidWatch::PidWatch(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

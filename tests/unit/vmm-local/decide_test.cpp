@@ -98,6 +98,15 @@ TEST_CASE("how a process' end is told")
     CHECK(facts([](auto&) {}).reason == "qemu was killed or crashed");
 }
 
+TEST_CASE("QEMU's last words are explained")
+{
+    CHECK(explain_qemu("qemu-system-x86_64: warning: x\nqemu-system-x86_64: -netdev user,id=net0,hostfwd=tcp:127.0.0.1:80-:80: Could not "
+                       "set up host forwarding rule 'tcp:127.0.0.1:80-:80'\n") ==
+          "host port tcp 127.0.0.1:80 is already in use or may not be used");
+    CHECK(explain_qemu("qemu-system-x86_64: could not load kernel '/x'\n") == "could not load kernel '/x'");
+    CHECK(explain_qemu("").empty());
+}
+
 TEST_CASE("the end of a serial log is safe to show")
 {
     CHECK(last_lines("a\nb\nc\n", 2) == std::vector<std::string>{"b", "c"});

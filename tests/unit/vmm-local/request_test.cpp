@@ -264,6 +264,7 @@ TEST_CASE("the command line has upstream's order and no surprises")
     CHECK(option_value("/a,b") == "/a,,b");
     QemuPlan plan;
     plan.vm_id = "vm-123";
+    plan.work_dir = "/w";
     plan.memory = 512;
     plan.kernel = "/i/bzImage";
     plan.initrd = "/i/initrd";
@@ -276,7 +277,7 @@ TEST_CASE("the command line has upstream's order and no surprises")
     for (const auto& arg : args) { line += arg + " "; }
     CHECK(line ==
           "qemu-system-x86_64 -accel tcg,thread=multi,tb-size=64 -cpu max -display none -nodefaults -no-user-config -no-reboot "
-          "-name dstack-vm-123 -chardev file,id=com0,path=serial.log,append=on -serial chardev:com0 "
+          "-name dstack-vm-123 -chardev file,id=com0,append=on,path=/w/serial.log -serial chardev:com0 "
           "-qmp unix:qmp.sock,server=on,wait=off -kernel /i/bzImage -initrd /i/initrd "
           "-drive file=/i,,1/rootfs.img.verity,if=none,id=hd0,format=raw,readonly=on "
           "-device virtio-blk-pci,drive=hd0,serial=dstack-rootfs "
@@ -285,7 +286,7 @@ TEST_CASE("the command line has upstream's order and no surprises")
           "-netdev user,id=net0,net=10.0.2.0/24,dhcpstart=10.0.2.10,restrict=no,hostfwd=tcp:127.0.0.1:8080-:80,"
           "hostfwd=udp:0.0.0.0:53-:53 -device virtio-net-pci,netdev=net0,romfile=,mac=96:b1:d8:b9:08:e6 "
           "-smbios type=1,manufacturer=dstack,product=dstack "
-          "-drive file=shared.img,if=none,id=hd2,format=raw,readonly=on -device virtio-blk-pci,drive=hd2,serial=dstack-shared "
+          "-drive file=/w/shared.img,if=none,id=hd2,format=raw,readonly=on -device virtio-blk-pci,drive=hd2,serial=dstack-shared "
           "-machine q35 -smp 1 -m 512M -append console=ttyS0 a,b ");
     plan.accel = Accel::kvm;
     plan.data_disk = true;
@@ -295,7 +296,7 @@ TEST_CASE("the command line has upstream's order and no surprises")
     const auto has = [&kvm](std::string_view text) { return std::find(kvm.begin(), kvm.end(), text) != kvm.end(); };
     CHECK(has("kvm"));
     CHECK(has("vhost-vsock-pci,guest-cid=1003"));
-    CHECK(has("file=hda.img,if=none,id=hd1,format=qcow2"));
+    CHECK(has("file=/w/hda.img,if=none,id=hd1,format=qcow2"));
     CHECK(has("4"));
     for (const auto& arg : kvm) { CHECK(arg.size() < 1000); }
     for (const auto serial : {serial_rootfs, serial_data, serial_store, serial_shared}) { CHECK(serial.size() <= 20); }
