@@ -72,6 +72,29 @@ struct Opening
     std::vector<std::string> services;
 };
 
+/// The few facts that are needed before the loop runs, over a connection of their own.
+Result<Opening> read_opening(const std::string& path)
+{
+    auto db = state::Connection::open(path);
+    if (!db) { return std::move(db).error(); }
+    auto epoch = one_number(**db, "SELECT value FROM facts WHERE name = 'epoch'");
+    if (!epoch) { return std::move(epoch).error(); }
+    auto first = one_number(**db, "SELECT coalesce(min(sequence), 1) FROM events");
+    if (!first) { return std::move(first).error(); }
+    auto last = one_number(**db, "SELECT coalesce(max(sequence), 0) FROM events");
+    if (!last) { return std::move(last).error(); }
+    auto services = (*db)->query("SELECT name FROM services ORDER BY name");
+    if (!services) { return std::move(services).error(); }
+    Opening out{static_cast<std::uint64_t>(*epoch), static_cast<std::uint64_t>(*first), static_cast<std::uint64_t>(*last), {}};
+    for (;;)
+    {
+        auto row = services->step();
+        if (!row) { return std::move(row).error(); }
+        if (!*row) { return out; }
+        out.services.push_back(services->column_text(0));
+    }
+}
+
 Result<std::vector<JournalEvent>> insert_all(state::Connection& db, const std::vector<PendingEvent>& batch,
                                              std::uint64_t epoch, std::uint64_t last)
 {
@@ -132,41 +155,16 @@ int severity_rank(std::string_view severity)
 
 Result<std::unique_ptr<Journal>> Journal::open(Loop& loop, const std::string& path, std::uint64_t max_events)
 {
-    Opening opening;
-    {
-        // A connection of its own for the few facts that are needed before the loop runs.
-        auto created = state::Database::open(loop, path, migrations);
-        if (!created) { return std::move(created).error().within("event journal"); }
-        auto db = state::Connection::open(path);
-        if (!db) { return std::move(db).error().within("event journal"); }
-        auto epoch = one_number(**db, "SELECT value FROM facts WHERE name = 'epoch'");
-        auto first = one_number(**db, "SELECT coalesce(min(sequence), 0) FROM events");
-        auto last = one_number(**db, "SELECT coalesce(max(sequence), 0) FROM events");
-        auto services = (*db)->query("SELECT name FROM services ORDER BY name");
-        if (!epoch || !first || !last || !services)
-        {
-            return Error{Errc::data_loss, "event journal " + path + ": cannot be read",
-                         "move the file away to begin a new journal (a new epoch)", {}};
-        }
-        opening.epoch = static_cast<std::uint64_t>(*epoch);
-        opening.first = *first > 0 ? static_cast<std::uint64_t>(*first) : 1;
-        opening.last = static_cast<std::uint64_t>(*last);
-        for (;;)
-        {
-            auto row = services->step();
-            if (!row) { return std::move(row).error().within("event journal"); }
-            if (!*row) { break; }
-            opening.services.push_back(services->column_text(0));
-        }
-    }
     auto database = state::Database::open(loop, path, migrations);
     if (!database) { return std::move(database).error().within("event journal"); }
+    auto opening = read_opening(path);
+    if (!opening) { return std::move(opening).error().within("event journal " + path); }
     std::unique_ptr<Journal> journal{new Journal};
     journal->database_ = std::move(*database);
-    journal->epoch_ = opening.epoch;
-    journal->first_ = opening.first;
-    journal->last_ = opening.last;
-    journal->services_ = std::move(opening.services);
+    journal->epoch_ = opening->epoch;
+    journal->first_ = opening->first;
+    journal->last_ = opening->last;
+    journal->services_ = std::move(opening->services);
     journal->max_events_ = max_events;
     return journal;
 }

@@ -28,6 +28,12 @@ int severity_rank(std::string_view severity)
     return 3;
 }
 
+Task<Result<Done>> wait_for(Event* event)
+{
+    co_await event->wait();
+    co_return Done{};
+}
+
 bool matches(const EventRecord& event, const Filter& filter)
 {
     return event.type.starts_with(filter.type_prefix) && (filter.subject.empty() || event.subject == filter.subject) &&
@@ -79,15 +85,7 @@ Task<Result<Done>> Client::connect(milliseconds deadline)
                             "start it: `dstackup dev up`, or `systemctl start dstack.target`", {}};
         }
         state.changed.reset();
-        struct Waits
-        {
-            static Task<Result<Done>> change(Event* event)
-            {
-                co_await event->wait();
-                co_return Done{};
-            }
-        };
-        auto change = Waits::change(&state.changed);
+        auto change = wait_for(&state.changed);
         auto changed = co_await with_timeout(state.loop, left, "connect", std::move(change));
         (void)changed; // the loop looks again, and at the clock
     }

@@ -1,5 +1,6 @@
 #include "services/dstackup/cli.hpp"
 #include "services/dstackup/dev.hpp"
+#include "services/dstackup/image_verbs.hpp"
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdlib>
@@ -17,6 +18,7 @@ constexpr const char* examples = R"(Examples:
   dstackup dev status                 what runs, since when, and why something does not
   dstackup dev down                   stop its guests and services, keep the data
   dstackup dev down --purge --yes     and remove its data
+  dstackup image import ./nginx-oci   let guests run that image
 
 )";
 
@@ -25,6 +27,7 @@ struct Command
     Global global{};
     DevUp up{};
     DevDown down{};
+    ImageImport import{};
     std::function<int()> verb{};
 };
 
@@ -80,10 +83,40 @@ void add_dev(CLI::App& app, Command& command)
         ->group(""); // not in the help
 }
 
-int refuse(const Command& command, const CLI::ParseError& error)
+void add_image(CLI::App& app, Command& command)
+{
+    auto* image = app.add_subcommand("image", "container images that guests may run");
+    image->require_subcommand(1);
+    add_global(*image, command.global);
+    auto* import =
+        add_verb(*image, command, "import", "add images from an OCI layout (directory or tar) or a docker archive",
+                 [&command] { return image_import(command.global, command.import); });
+    import->add_option("path", command.import.path, "the layout or archive")->required();
+    import->add_option("--name", command.import.name, "the name that compose files use; default: the image's own");
+    add_verb(*image, command, "ls", "the images that are there", [&command] { return image_ls(command.global); });
+}
+
+/// The word that stands where a verb should.
+std::string unknown_verb(const CLI::App& app)
+{
+    const CLI::App* deepest = &app;
+    while (!deepest->get_subcommands().empty()) { deepest = deepest->get_subcommands().front(); }
+    for (const auto& word : deepest->remaining())
+    {
+        if (!word.starts_with('-')) { return word; }
+    }
+    return {};
+}
+
+int refuse(const CLI::App& app, const Command& command, const CLI::ParseError& error)
 {
     if (error.get_exit_code() == 0) { return -1; } // --help, --version: CLI11 prints them
     std::string message = error.what();
+    const auto word = unknown_verb(app);
+    if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !word.empty())
+    {
+        message = "unknown verb '" + word + "'";
+    }
     if (!message.empty()) { message[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(message[0]))); }
     return print_error(command.global, {Errc::invalid_argument, message, "see dstackup --help", {}});
 }
@@ -119,13 +152,14 @@ int run_cli(int argc, char** argv)
     app.allow_extras(false);
     add_global(app, command.global);
     add_dev(app, command);
+    add_image(app, command);
     try
     {
         app.parse(argc, argv);
     }
     catch (const CLI::ParseError& error)
     {
-        const int code = refuse(command, error);
+        const int code = refuse(app, command, error);
         return code >= 0 ? code : app.exit(error);
     }
     if (const int code = canonical_prefix(command.global); code != exit_ok) { return code; }

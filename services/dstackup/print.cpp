@@ -9,7 +9,7 @@ namespace dstack::up
 
 namespace
 {
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json; // the schema's name first
 constexpr auto replace = Json::error_handler_t::replace;
 
 void line(std::FILE* to, std::string_view text)

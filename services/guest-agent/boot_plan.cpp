@@ -231,6 +231,13 @@ Result<BootPlan> plan_boot(const Share& share, const crypto::Bytes20& fresh_seed
     return plan;
 }
 
+std::string host_api_of(const Share& share)
+{
+    BootPlan plan;
+    const auto read = read_sys_config(share, plan);
+    return read ? plan.host_api_url : std::string{};
+}
+
 std::string console_report(const BootPlan& plan)
 {
     nlohmann::ordered_json out;

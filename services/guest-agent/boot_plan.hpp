@@ -49,6 +49,9 @@ struct BootPlan
 /// the app does, ends the boot. `fresh_seed` is used when the host gave none.
 Result<BootPlan> plan_boot(const Share& share, const crypto::Bytes20& fresh_seed);
 
+/// Where a boot that cannot even be planned is reported to; empty when the share does not say.
+std::string host_api_of(const Share& share);
+
 /// The measurement report for the console (C.4): tools look for `"compose_hash": "<hash>"`, with that space.
 std::string console_report(const BootPlan& plan);
 

@@ -114,27 +114,29 @@ Task<int> subscribe(bus::Client& client, Arguments args)
     }
 }
 
-Task<> run(Loop& loop, std::string directory, std::string verb, Arguments args, int& exit_code)
+Task<int> run_verb(Loop& loop, bus::Client& client, std::string verb, Arguments args)
+{
+    if (verb == "serve") { co_return co_await serve(loop, client, std::move(args)); }
+    auto connected = co_await client.connect(milliseconds{5'000});
+    if (!connected)
+    {
+        say(describe(connected.error()));
+        co_return 1;
+    }
+    if (verb == "call") { co_return co_await call(client, std::move(args)); }
+    if (verb == "publish") { co_return co_await publish(client, std::move(args)); }
+    if (verb == "subscribe") { co_return co_await subscribe(client, std::move(args)); }
+    co_return 64;
+}
+
+Task<> run(Loop& loop, std::string directory, std::string verb, Arguments args, int* exit_code)
 {
     bus::ClientConfig config;
     config.directory = std::move(directory);
     config.service = verb == "serve" ? args[0] : std::string{};
     bus::Client client{loop, config};
-    if (verb == "serve")
-    {
-        exit_code = co_await serve(loop, client, std::move(args));
-        co_return;
-    }
-    auto connected = co_await client.connect(milliseconds{5'000});
-    if (!connected)
-    {
-        say(describe(connected.error()));
-        exit_code = 1;
-        co_return;
-    }
-    if (verb == "call") { exit_code = co_await call(client, std::move(args)); }
-    else if (verb == "publish") { exit_code = co_await publish(client, std::move(args)); }
-    else if (verb == "subscribe") { exit_code = co_await subscribe(client, std::move(args)); }
+    auto code = co_await run_verb(loop, client, std::move(verb), std::move(args));
+    *exit_code = code;
 }
 
 } // namespace
@@ -149,6 +151,6 @@ int main(int argc, char** argv)
     log::init("bus_probe", log::Level::warn);
     int exit_code = 0;
     Loop loop;
-    loop.run(run(loop, argv[1], argv[2], Arguments(argv + 3, argv + argc), exit_code));
+    loop.run(run(loop, argv[1], argv[2], Arguments(argv + 3, argv + argc), &exit_code));
     return exit_code;
 }

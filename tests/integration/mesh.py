@@ -222,8 +222,8 @@ class Prefix:
 def bus_config(prefix):
     """The broker's configuration; it knows its peers by their executables."""
     names = ["bus", "auth", "allocator", "logs", "deployer", "kms-supervisor", "vmm-local", "kms-local"]
-    programs = "".join(f'{name} = "{program(name)}"\n' for name in names)
-    return f'[bus]\ndirectory = "{prefix.bus}"\nstate_dir = "{prefix.state("bus")}"\n\n[programs]\n{programs}'
+    rules = "".join(f'{name} = "exe:{program(name)}"\n' for name in names)
+    return f'[bus]\ndirectory = "{prefix.bus}"\njournal = "{prefix.state("bus")}/journal.db"\n\n[identity.services]\n{rules}'
 
 
 class Mesh(Prefix):
