@@ -321,24 +321,27 @@ class BusTest(unittest.TestCase):
         self.assertTrue(self.prefix.ok("auth.revoke_app", {"app_id": APP, "compose_hash": COMPOSE})["changed"])
         self.assertFalse(self.auth.allowed())
         self.assertFalse(self.prefix.ok("auth.revoke_app", {"app_id": APP, "compose_hash": COMPOSE})["changed"])
+        other = {"app_id": APP, "compose_hash": "5" * 64}
+        self.prefix.ok("auth.allow_app", other)
+        self.assertFalse(self.auth.allowed())
         self.assertTrue(self.prefix.ok("auth.revoke_app", {"app_id": APP})["changed"])
         self.assertEqual(self.prefix.call("auth.allow_app", {"app_id": "12", "compose_hash": COMPOSE}),
                          ("invalid_argument", "app_id: must be 40 hex digits, has 2"))
 
-        decisions = self.prefix.ok("auth.decisions", {"app_id": APP, "limit": 2}, who="operator")["decisions"]
-        self.assertEqual([(one["allowed"], one["rule"]) for one in decisions], [(False, "compose_hash"), (True, "device")])
+        decisions = self.prefix.ok("auth.decisions", {"app_id": APP, "limit": 3}, who="operator")["decisions"]
+        self.assertEqual([(one["allowed"], one["rule"]) for one in decisions], [(False, "compose_hash"), (False, "app"), (True, "device")])
 
         def told():
             events = self.prefix.events("auth.")
             changes = [data["change"] for name, data in events if name == "auth.policy_changed"]
             decided = [data["sequence"] for name, data in events if name == "auth.decided"]
             self.assertEqual(len(decided), len(set(decided)))
-            return (changes[:5] == ["created", "allow_image", "allow_app", "revoke_app", "revoke_app"]
+            return (changes[:6] == ["created", "allow_image", "allow_app", "revoke_app", "allow_app", "revoke_app"]
                     and set(decided) >= {one["sequence"] for one in decisions} and events)
 
         events = wait_for(told, "the events of the changes and decisions")
         denied = next(data for name, data in events if name == "auth.decided" and data["sequence"] == decisions[0]["sequence"])
-        self.assertEqual((denied["rule"], denied["got"], denied["expected"]), ("compose_hash", COMPOSE, "nothing, as the list is empty"))
+        self.assertEqual((denied["rule"], denied["got"], denied["expected"]), ("compose_hash", COMPOSE, "5" * 64))
 
     def test_a_damaged_policy_is_not_repaired_by_guessing(self):
         good = self.auth.policy.read_text()
