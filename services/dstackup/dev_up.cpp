@@ -87,7 +87,7 @@ struct PortWish
     std::string_view holder; ///< the service that listens there
 };
 
-Result<Done> choose_port(const Layout& layout, const PortWish& wish)
+Result<Done> choose_port(const RunningServices& running, const PortWish& wish)
 {
     if (wish.wish && *wish.wish == 0)
     {
@@ -97,7 +97,7 @@ Result<Done> choose_port(const Layout& layout, const PortWish& wish)
         return Done{};
     }
     if (wish.wish) { *wish.port = *wish.wish; }
-    if (find_service(layout, wish.holder)) { return Done{}; } // ours: it will be adopted
+    if (running.find(wish.holder)) { return Done{}; } // ours: it will be adopted
     return check_port_free(*wish.port, wish.flag);
 }
 
@@ -110,11 +110,12 @@ Result<Settings> choose_settings(const Layout& layout, const DevUp& wish)
     auto self = own_program();
     if (!self) { return std::move(self).error(); }
     out.program = *self;
+    const RunningServices running{layout};
     for (const auto& port : {PortWish{wish.auth_port, &out.auth_port, "--auth-port", "auth"},
                              PortWish{wish.vmm_port, &out.vmm_port, "--vmm-port", "vmm-local"},
                              PortWish{wish.kms_port, &out.kms_port, "--kms-port", "kms-local"}})
     {
-        auto chosen = choose_port(layout, port);
+        auto chosen = choose_port(running, port);
         if (!chosen) { return std::move(chosen).error(); }
     }
     return out;

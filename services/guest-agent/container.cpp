@@ -96,7 +96,7 @@ std::optional<int> Container::pid() const
 /// What the container says goes to the console; a slow console slows it down.
 Task<> Container::pump()
 {
-    process::detail::FdReady ready{loop_, output_.get()};
+    process::FdReady ready{loop_, output_.get()};
     std::array<char, 16384> buffer{};
     for (;;)
     {

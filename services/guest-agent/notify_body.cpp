@@ -22,7 +22,7 @@ std::string notify_body(std::string_view event, std::string_view payload)
     std::size_t keep = payload.size();
     while (out.size() > max_body && keep > 0)
     {
-        keep -= std::min(keep, out.size() - max_body + 3);
+        keep = std::min(keep - 1, keep * (max_body - 64) / out.size()); // escapes make the size a guess
         while (keep > 0 && (static_cast<unsigned char>(payload[keep]) & 0xc0U) == 0x80U) { --keep; }
         out = body(event, std::string{payload.substr(0, keep)} + "...");
     }
