@@ -18,7 +18,7 @@ template <class T>
 std::string expectation(const AllowList<T>& list)
 {
     if (list.any) { return "any"; }
-    if (list.values.empty()) { return "nothing is allowed"; }
+    if (list.values.empty()) { return "nothing, as the list is empty"; }
     std::string out = list.values.size() == 1 ? "" : "one of " + std::to_string(list.values.size()) + ": ";
     for (std::size_t i = 0; i < list.values.size() && i < max_shown; ++i)
     {

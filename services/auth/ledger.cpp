@@ -1,4 +1,5 @@
 #include "services/auth/ledger.hpp"
+#include "shared/base/time.hpp"
 #include "shared/state/files.hpp"
 #include <algorithm>
 #include <array>
@@ -135,12 +136,6 @@ class LineReader
 /// Entries [from, from + limit) by walking the lines from a mark; the chain was checked when it was written or opened.
 Result<std::vector<Entry>> read_lines(int fd, std::uint64_t offset, std::uint64_t first, std::uint64_t from,
                                       std::size_t limit);
-
-std::uint64_t unix_ms()
-{
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
-}
 
 } // namespace
 

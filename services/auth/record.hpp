@@ -81,8 +81,4 @@ class Chain
     std::string identity_;
 };
 
-/// "2025-01-02T03:04:05.678Z"
-std::string rfc3339(std::uint64_t unix_ms);
-std::optional<std::uint64_t> unix_ms_from_rfc3339(std::string_view text);
-
 } // namespace dstack::auth

@@ -2,6 +2,7 @@
 #include "bus/client/client.hpp"
 #include "services/auth/policy_edit.hpp"
 #include "services/auth/webhook.hpp"
+#include "shared/base/time.hpp"
 #include "shared/http/server.hpp"
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
@@ -19,12 +20,6 @@ constexpr milliseconds publish_limit{10'000};
 constexpr milliseconds connect_limit{5000};
 constexpr milliseconds retry_after{500};
 constexpr std::size_t publish_batch = 64;
-
-std::uint64_t unix_ms()
-{
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
-}
 
 http::Limits limits_of(const Config& config)
 {
@@ -84,9 +79,16 @@ class Service
 
 Task<Result<Done>> Service::run()
 {
+    bool created = false;
+    if (config_.create_policy)
+    {
+        auto written = policy_.create(blank_policy());
+        if (!written) { co_return std::move(written).error(); }
+        created = *written;
+    }
     scope_.spawn(ledger_->run());
     auto snapshot = co_await policy_.current();
-    if (snapshot->hash != ledger_->last_policy_hash()) { co_await webhook_.note_policy(snapshot); }
+    if (created || snapshot->hash != ledger_->last_policy_hash()) { co_await webhook_.note_policy(snapshot, created); }
 
     http::Server server{loop_, limits_of(config_),
                         [this](http::Request request) { return webhook_.answer(std::move(request)); }};
@@ -299,13 +301,6 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
 {
     auto ledger = Ledger::open(daemon.loop(), config.ledger_dir);
     if (!ledger) { co_return std::move(ledger).error(); }
-    if (config.create_policy)
-    {
-        PolicyFile file{daemon.loop(), config.policy_file};
-        auto created = file.create(blank_policy());
-        if (!created) { co_return std::move(created).error(); }
-        if (*created) { log::info("policy created", {{"policy", config.policy_file}}); }
-    }
     Service service{daemon, std::move(config), std::move(*ledger)};
     co_return co_await service.run();
 }

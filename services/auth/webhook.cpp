@@ -1,5 +1,6 @@
 #include "services/auth/webhook.hpp"
 #include "services/auth/json_text.hpp"
+#include "shared/base/time.hpp"
 #include "shared/log/log.hpp"
 #include <algorithm>
 #include <chrono>
@@ -9,12 +10,6 @@ namespace dstack::auth
 
 namespace
 {
-
-std::uint64_t unix_ms()
-{
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
-}
 
 /// Error bodies are short ASCII: the KMS cuts them at 512 bytes, and breaks when that splits a character (E.4).
 http::Response refuse(int status, std::string_view allow)
@@ -140,18 +135,19 @@ void Webhook::look_at(std::shared_ptr<const Snapshot> snapshot)
     scope_.spawn(note_policy(std::move(snapshot)));
 }
 
-Task<> Webhook::note_policy(std::shared_ptr<const Snapshot> snapshot)
+Task<> Webhook::note_policy(std::shared_ptr<const Snapshot> snapshot, bool created)
 {
     noting_ = true;
     Record record;
     record.time_ms = unix_ms();
     record.kind = "policy";
     record.policy_hash = snapshot->hash;
-    record.change = snapshot->policy ? "external" : "invalid";
+    record.change = created ? "created" : snapshot->policy ? "external" : "invalid";
     record.reason = printable(snapshot->error);
     auto written = co_await ledger_.append(std::move(record));
     noting_ = false;
-    if (snapshot->policy) { log::info("policy file changed by somebody else", {{"policy", snapshot->hash}}); }
+    if (created) { log::info("policy created", {{"file", policy_.path()}}); }
+    else if (snapshot->policy) { log::info("policy file changed by somebody else", {{"policy", snapshot->hash}}); }
     else { log::error("policy file not usable", {{"error", snapshot->error}}); }
     if (!written) { log::error("policy change not recorded", {{"error", written.error().message}}); }
 }

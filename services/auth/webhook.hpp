@@ -13,7 +13,7 @@ class Webhook
     Webhook(Scope& scope, PolicyFile& policy, Ledger& ledger) : scope_(scope), policy_(policy), ledger_(ledger) {}
     Task<http::Response> answer(http::Request request);
     /// Writes down that the policy file is not the one of the newest record, when that is so.
-    Task<> note_policy(std::shared_ptr<const Snapshot> snapshot);
+    Task<> note_policy(std::shared_ptr<const Snapshot> snapshot, bool created = false);
     /// A change of our own, which is being written down: not to be noted as somebody else's. Empty when that failed.
     void expect_policy(std::string hash) { expected_hash_ = std::move(hash); }
 

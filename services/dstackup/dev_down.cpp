@@ -138,7 +138,7 @@ Task<> bring_down(Loop& loop, const Global& global, const Layout& layout, Down& 
 {
     const auto settings = read_settings(layout);
     down.guests = guests_of(layout).size();
-    const bool vmm = find_service(layout, "vmm-local").has_value();
+    const bool vmm = RunningServices{layout}.find("vmm-local").has_value();
     if (settings && vmm && down.guests > 0) { co_await stop_guests(loop, global, layout, settings->vmm_port); }
     if (const auto supervisor = running_supervisor(layout))
     {

@@ -68,9 +68,10 @@ std::vector<Row> rows_of(const Layout& layout, const MeshStatus& status)
                        service.text, service.restarts, who.pid == 0 ? 0 : resident_bytes(who.pid), service.last_exit,
                        service.reason});
     }
+    const RunningServices running{layout};
     for (const auto& service : grandchildren)
     {
-        const auto who = find_service(layout, service.name);
+        const auto who = running.find(service.name);
         if (!who) { continue; }
         Row row{std::string{service.name}, *who, "running", {}, {}, 0, resident_bytes(who->pid), {}, {}};
         row.note = "started by kms-supervisor";

@@ -38,23 +38,30 @@ std::vector<Running> find_processes(const std::function<bool(std::string_view cm
         {
         };
         if (stat(folder.c_str(), &info) != 0 || info.st_uid != geteuid()) { continue; }
-        const auto before = process::identify(*pid);
         auto cmdline = state::read_file(folder + "/cmdline", max_cmdline);
-        if (!before || !cmdline || cmdline->empty() || !wanted(*cmdline)) { continue; }
-        if (!process::alive(*before)) { continue; } // and so the command line was this process's
-        out.push_back({*before, std::move(*cmdline)});
+        if (!cmdline || cmdline->empty() || !wanted(*cmdline)) { continue; }
+        const auto who = process::identify(*pid);
+        auto again = state::read_file(folder + "/cmdline", max_cmdline);
+        if (!who || !again || *again != *cmdline) { continue; } // the pid went to another process meanwhile
+        out.push_back({*who, std::move(*cmdline)});
     }
     std::sort(out.begin(), out.end(),
               [](const Running& a, const Running& b) { return a.who.start_ticks < b.who.start_ticks; });
     return out;
 }
 
-std::optional<process::Identity> find_service(const Layout& layout, std::string_view service)
+RunningServices::RunningServices(const Layout& layout)
+    : layout_(layout), running_(find_processes([&](std::string_view cmdline)
+                                               { return cmdline.find(layout.etc()) != std::string_view::npos; }))
 {
-    const auto found =
-        find_processes([&](std::string_view cmdline) { return is_command_of(cmdline, layout, service); });
-    if (found.empty()) { return std::nullopt; }
-    return found.front().who;
+}
+
+std::optional<process::Identity> RunningServices::find(std::string_view service) const
+{
+    const auto found = std::find_if(running_.begin(), running_.end(),
+                                    [&](const Running& r) { return is_command_of(r.cmdline, layout_, service); });
+    if (found == running_.end()) { return std::nullopt; }
+    return found->who;
 }
 
 std::uint64_t resident_bytes(pid_t pid)

@@ -17,8 +17,18 @@ struct Running
 /// The processes of this user whose command line `wanted` accepts. A process that ends meanwhile is left out.
 std::vector<Running> find_processes(const std::function<bool(std::string_view cmdline)>& wanted);
 
-/// The one that runs as `service` of this prefix; the oldest when there are several.
-std::optional<process::Identity> find_service(const Layout& layout, std::string_view service);
+/// Who runs as which service of this prefix, from one look at all processes.
+class RunningServices
+{
+  public:
+    explicit RunningServices(const Layout& layout);
+    /// The oldest when there are several: a forked child that has not executed its program yet looks like its parent.
+    std::optional<process::Identity> find(std::string_view service) const;
+
+  private:
+    Layout layout_;
+    std::vector<Running> running_;
+};
 
 /// Resident bytes of a process; 0 when it is gone.
 std::uint64_t resident_bytes(pid_t pid);

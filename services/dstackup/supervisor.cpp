@@ -95,10 +95,11 @@ Result<Done> Supervisor::prepare()
 
 void Supervisor::adopt_running()
 {
+    const RunningServices running{layout_};
     for (auto& slot : slots_)
     {
         // Looked for among the processes, not in a record: a supervisor may be killed between a start and its record.
-        const auto who = find_service(layout_, slot.service.name);
+        const auto who = running.find(slot.service.name);
         if (!who) { continue; }
         auto watch = process::PidWatch::open(loop_, *who);
         if (!watch) { continue; }

@@ -79,7 +79,8 @@ Task<> EventQueue::drain(milliseconds limit)
 {
     if (!on_bus_) { co_return; }
     auto wait = emptied();
-    auto done = co_await with_timeout(loop_, limit, "drain events", std::move(wait));
+    std::string what = "drain events";
+    auto done = co_await with_timeout(loop_, limit, std::move(what), std::move(wait));
     if (!done) { log::warn("events left unpublished", {{"count", waiting_.size()}}); }
     scope_.cancel();
     co_await client_.disconnect(limit);

@@ -74,7 +74,7 @@ Result<Done> check_recorded(const std::string& path, const Identity& identity)
 
 } // namespace
 
-Result<Loaded> open_key_store(const std::string& state_dir)
+Result<Loaded> open_key_store(const std::string& state_dir, std::string_view expected_ca)
 {
     if (auto done = state::make_dirs(state_dir, 0700); !done) { return std::move(done).error(); }
     auto lock = state::FileLock::acquire(state_dir + "/lock", std::chrono::milliseconds{2000});
@@ -87,10 +87,20 @@ Result<Loaded> open_key_store(const std::string& state_dir)
     {
         return lost("an identity was recorded in " + record + ", but its root keys in " + dir + " are gone");
     }
+    if (step == Step::bootstrap && !expected_ca.empty())
+    {
+        return lost("the KMS with CA " + std::string{expected_ca} + " was pinned, but there are no root keys in " +
+                    dir);
+    }
     auto keys = step == Step::bootstrap ? bootstrap(state_dir, dir) : load(dir);
     if (!keys) { return std::move(keys).error(); }
     const auto identity = identity_of(*keys);
     if (!identity) { return identity.error(); }
+    if (!expected_ca.empty() && identity->ca_fingerprint != expected_ca)
+    {
+        return lost("the root keys in " + dir + " are those of CA " + identity->ca_fingerprint + ", pinned is CA " +
+                    std::string{expected_ca});
+    }
     auto recorded =
         found.identity ? check_recorded(record, *identity) : state::write_file_atomic(record, encode(*identity), 0644);
     if (!recorded) { return std::move(recorded).error(); }

@@ -3,9 +3,16 @@
 #include "services/kms-local/server.hpp"
 #include "services/kms-local/tee.hpp"
 #include "shared/log/log.hpp"
+#include <cstdlib>
 
 namespace dstack::kms
 {
+
+namespace
+{
+/// Set by dstack-kms-supervisor once it has pinned this KMS.
+constexpr const char* pinned_ca_variable = "DSTACK_KMS_PINNED_CA";
+} // namespace
 
 Task<Result<Done>> serve(Daemon& daemon, Config config)
 {
@@ -17,7 +24,9 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
                         {}};
     }
     const std::string state_dir = config.state_dir;
-    auto open = [state_dir] { return open_key_store(state_dir); };
+    const char* const pinned = std::getenv(pinned_ca_variable);
+    const std::string expected_ca = pinned != nullptr ? pinned : "";
+    auto open = [state_dir, expected_ca] { return open_key_store(state_dir, expected_ca); };
     auto loaded = co_await offload(daemon.loop(), open);
     if (!loaded) { co_return std::move(loaded).error(); }
     const Identity identity = loaded->identity;

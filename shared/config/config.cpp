@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <optional>
 #include <set>
+#include <tuple>
 #include <utility>
 // pkg-config asks for Debian's shared library, which is built with exceptions: use the headers alone.
 #undef TOML_HEADER_ONLY
@@ -33,6 +34,12 @@ struct Complaint
 {
     Place place;
     std::string text;
+    bool absent = false; ///< of a key that is not there: where it should be is a guess
+    /// What is written wrong comes first: a mistyped key explains why the right one is missing.
+    bool operator<(const Complaint& other) const
+    {
+        return std::tie(absent, place) < std::tie(other.absent, other.place);
+    }
 };
 
 std::string at(Place place, std::string_view text)
@@ -135,7 +142,10 @@ struct Document::State
         return here != nullptr ? here->get(key) : nullptr;
     }
 
-    void complain(Place place, std::string text) { complaints.push_back({place, std::move(text)}); }
+    void complain(Place place, std::string text, bool absent = false)
+    {
+        complaints.push_back({place, std::move(text), absent});
+    }
     void complain(const toml::node& node, std::string_view section, std::string_view key, std::string_view why)
     {
         complain(place_of(node.source()),
@@ -226,8 +236,7 @@ Result<Done> Document::finish()
     state_->check(state_->root, "");
     std::vector<Complaint>& all = state_->complaints;
     if (all.empty()) { return Done{}; }
-    const auto first = std::min_element(all.begin(), all.end(),
-                                        [](const Complaint& a, const Complaint& b) { return a.place < b.place; });
+    const auto first = std::min_element(all.begin(), all.end());
     return Error{Errc::invalid_argument, at(first->place, first->text), {}, {}};
 }
 
@@ -320,7 +329,7 @@ Section& Section::require(std::string_view key, std::string& out)
     }
     const toml::table* here = state_->table(name_);
     const Place place = here != nullptr ? place_of(here->source()) : Place{};
-    state_->complain(place, Document::State::path(name_, key) + ": must be given");
+    state_->complain(place, Document::State::path(name_, key) + ": must be given", true);
     return *this;
 }
 

@@ -76,6 +76,21 @@ Task<int> publish(bus::Client& client, Arguments args)
     co_return 0;
 }
 
+/// emit ID TYPE SUBJECT JSON: one event with these data
+Task<int> emit(bus::Client& client, Arguments args)
+{
+    bus::Client::OutgoingEvent event;
+    event.id = args[0];
+    event.type = args[1];
+    event.subject = args[2];
+    event.severity = "info";
+    event.time_ms = 1'700'000'000'000ULL;
+    event.data = args[3];
+    auto cursor = co_await client.publish_raw(event, milliseconds{15'000});
+    say(cursor ? "published " + bus::to_string(*cursor) : describe(cursor.error()));
+    co_return cursor ? 0 : 1;
+}
+
 /// subscribe FROM TYPE_PREFIX: prints items until it is killed
 Task<int> subscribe(bus::Client& client, Arguments args)
 {
@@ -125,6 +140,7 @@ Task<int> run_verb(Loop& loop, bus::Client& client, std::string verb, Arguments 
     }
     if (verb == "call") { co_return co_await call(client, std::move(args)); }
     if (verb == "publish") { co_return co_await publish(client, std::move(args)); }
+    if (verb == "emit") { co_return co_await emit(client, std::move(args)); }
     if (verb == "subscribe") { co_return co_await subscribe(client, std::move(args)); }
     co_return 64;
 }

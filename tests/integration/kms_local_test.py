@@ -29,7 +29,7 @@ class Case(unittest.TestCase):
         self.kms = self.start()
 
     def start(self, **extra):
-        return self.prefix.start("kms-local", kms_config(self.prefix, self.port, self.webhook.url, **extra))
+        return self.prefix.start("kms-local", kms_config(self.prefix, self.port, self.webhook.url, self.bus, **extra))
 
     def guest(self, **claims):
         return Guest(self.prefix.path, self.port, **claims)

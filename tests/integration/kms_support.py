@@ -36,7 +36,10 @@ class Webhook:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                try:
+                    self.wfile.write(data)
+                except BrokenPipeError:
+                    pass  # the KMS had stopped waiting
 
             def do_GET(self):
                 webhook.asked.append(("GET", self.path, dict(self.headers), b""))
@@ -98,11 +101,11 @@ def call(port, method, arguments=None, context=None):
     return status, json.loads(body)
 
 
-def kms_config(prefix, port, auth_url, **extra):
+def kms_config(prefix, port, auth_url, bus=True, **extra):
     lines = {"port": port, "state_dir": str(prefix.state("kms-local")), "auth_url": auth_url,
              "tee_host_key_file": str(prefix.path / "tee-host.pub"), **extra}
     text = "[kms]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
-    return text + f'\n[bus]\ndirectory = "{prefix.bus}"\n'
+    return text + (f'\n[bus]\ndirectory = "{prefix.bus}"\n' if bus else "")
 
 
 class Guest:

@@ -123,6 +123,9 @@ TEST_CASE("a required key must be there and not empty")
     auto in_section = read("\n[auth.store]\n");
     REQUIRE_FALSE(in_section);
     CHECK(in_section.error().message == "line 2, column 1: auth.store.file: must be given");
+    auto mistyped = read("[auth.store]\nfiel = \"/x\"\n");
+    REQUIRE_FALSE(mistyped);
+    CHECK(mistyped.error().message == "line 2, column 1: auth.store.fiel: unknown key; known keys: file");
     auto empty = read("[auth.store]\nfile = \"\"\n");
     REQUIRE_FALSE(empty);
     CHECK(empty.error().message == "line 2, column 8: auth.store.file: must not be empty");

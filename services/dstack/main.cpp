@@ -1,0 +1,86 @@
+#include "services/dstack/document.hpp"
+#include "services/dstack/exit_code.hpp"
+#include "services/dstack/verbs.hpp"
+#include <csignal>
+#include <cstdio>
+#include <unistd.h>
+
+namespace
+{
+using namespace dstack;
+using namespace dstack::cli;
+
+void leave_on_signal(int signal) { ::_exit(128 + signal); }
+
+Task<int> dispatch(Session& session)
+{
+    const std::string& verb = session.options().verb;
+    if (verb == "deploy") { co_return co_await deploy(session); }
+    if (verb == "ls") { co_return co_await list_apps(session); }
+    if (verb == "info") { co_return co_await app_info(session); }
+    if (verb == "leases") { co_return co_await show_leases(session); }
+    if (verb == "events") { co_return co_await show_events(session); }
+    if (verb == "logs") { co_return co_await show_logs(session); }
+    co_return co_await change_app(session);
+}
+
+Task<> run(Session& session, int& code)
+{
+    auto connected = co_await session.connect();
+    if (!connected)
+    {
+        code = session.fail(connected.error());
+        co_return;
+    }
+    auto result = co_await dispatch(session);
+    code = result;
+}
+
+void print(std::FILE* stream, std::string_view text) { std::fwrite(text.data(), 1, text.size(), stream); }
+
+int leave(const Leave& leave)
+{
+    print(stdout, leave.out);
+    if (leave.error.empty()) { return leave.exit_code; }
+    if (leave.json)
+    {
+        print(stdout, error_document(Error{Errc::invalid_argument, leave.error, leave.hint, {}}));
+        return leave.exit_code;
+    }
+    print(stderr, "error: " + leave.error + "\n");
+    if (!leave.hint.empty()) { print(stderr, "hint: " + leave.hint + "\n"); }
+    return leave.exit_code;
+}
+
+int run_options(Options options)
+{
+    if (options.verb == "version")
+    {
+        print(stdout, options.json ? document("version", version_json(DSTACK_VERSION)) : std::string{"dstack " DSTACK_VERSION "\n"});
+        return exit_ok;
+    }
+    if (options.verb == "completion")
+    {
+        print(stdout, bash_completion());
+        return exit_ok;
+    }
+    int code = exit_generic;
+    Loop loop;
+    Session session{loop, std::move(options)};
+    loop.run(run(session, code));
+    // Nothing here outlives the process: leave without waiting for the bus' threads.
+    const bool written = std::fflush(stdout) == 0;
+    std::fflush(stderr);
+    ::_exit(written || code != exit_ok ? code : exit_generic);
+}
+} // namespace
+
+int main(int argc, char** argv)
+{
+    std::signal(SIGPIPE, SIG_IGN);
+    std::signal(SIGINT, leave_on_signal);
+    std::signal(SIGTERM, leave_on_signal);
+    auto parsed = parse_options(argc, argv);
+    if (const auto* mistake = std::get_if<Leave>(&parsed)) { return leave(*mistake); }
+    return run_options(std::move(std::get<Options>(parsed)));
+}

@@ -1,0 +1,222 @@
+#include "services/dstack/options.hpp"
+#include "services/dstack/exit_code.hpp"
+#include "services/dstack/port_spec.hpp"
+#include "services/dstack/text.hpp"
+#include <CLI/CLI.hpp>
+#include <algorithm>
+
+namespace dstack::cli
+{
+
+namespace
+{
+constexpr const char* examples = R"(Examples:
+  dstack deploy -n hello -c docker-compose.yaml --port auto:80
+  dstack ls
+  dstack logs hello -f
+  dstack events -f
+  dstack rm hello --yes
+
+dstack deploys and manages the apps of this host.)";
+
+/// Text that becomes something else, after CLI11 is done.
+struct Words
+{
+    std::vector<std::string> ports;
+    std::string memory;
+    std::string timeout;
+    std::string host;
+    std::string token_file;
+    std::string instance;
+    bool debug = false;
+    bool version = false;
+    bool no_allow = false;
+    bool no_kms = false;
+    bool no_wait = false;
+};
+
+void add_globals(CLI::App& app, Options& o, Words& w)
+{
+    app.add_flag("-j,--json", o.json, "one JSON document on stdout; streams are one document per line");
+    app.add_flag("-q,--quiet", o.quiet, "no progress and no hints");
+    app.add_flag("-v,--verbose", o.verbose, "more progress");
+    app.add_flag("--debug", w.debug, "like -v");
+    app.add_flag("--no-color", o.no_color, "no colour (also NO_COLOR)");
+    app.add_flag("--no-input", o.no_input, "never ask");
+    app.add_flag("-y,--yes", o.yes, "yes to every question");
+    app.add_flag("--dry-run", o.dry_run, "change nothing; say what would be done");
+    app.add_option("--timeout", w.timeout, "how long to wait, such as 90s")->type_name("TIME");
+    app.add_option("--prefix", o.prefix, "the instance under this directory (also DSTACK_PREFIX)")->type_name("DIR");
+    app.add_option("--instance", w.instance, "a named instance")->type_name("NAME");
+    app.add_option("--host", w.host, "another host")->type_name("URL");
+    app.add_option("--token-file", w.token_file, "token for another host")->type_name("FILE");
+    app.add_flag("--version", w.version, "the version");
+}
+
+void add_deploy(CLI::App& app, Options& o, Words& w)
+{
+    auto* deploy = app.add_subcommand("deploy", "run a compose file in a confidential VM, and wait until it answers");
+    deploy->alias("run");
+    deploy->add_option("-n,--name", o.name, "the app's name on this host")->required();
+    deploy->add_option("-c,--compose,compose", o.compose, "docker-compose file; - is stdin")->required()->type_name("FILE");
+    deploy->add_option("-p,--port", w.ports, "publish a port: vm | host:vm | proto:host:vm | proto:addr:host:vm; host may be auto")
+        ->type_name("SPEC")
+        ->allow_extra_args(false)
+        ->take_all();
+    deploy->add_option("--image", o.image, "guest OS image; default: the newest in the store");
+    deploy->add_option("--vcpu", o.vcpu, "virtual CPUs")->capture_default_str();
+    deploy->add_option("--memory", w.memory, "memory, MiB or with M or G (512)")->type_name("SIZE");
+    deploy->add_option("--disk", o.disk_gb, "data disk in GiB; 0: none")->capture_default_str();
+    deploy->add_flag("--no-allow", w.no_allow, "do not allow the compose hash: the policy must do so already");
+    deploy->add_flag("--no-kms", w.no_kms, "an app without keys");
+    deploy->add_flag("--wait,!--no-wait", o.wait, "wait until the app answers (default)");
+}
+
+CLI::App* add_app_verb(CLI::App& app, Options& o, const char* name, const char* about)
+{
+    auto* verb = app.add_subcommand(name, about);
+    verb->add_option("app", o.app, "name, app id or VM id")->required();
+    return verb;
+}
+
+void add_streams(CLI::App& app, Options& o)
+{
+    auto* logs = add_app_verb(app, o, "logs", "what an app's VM, or a service of the mesh, has printed");
+    logs->add_flag("-f,--follow,!--no-follow", o.follow, "go on as it comes");
+    logs->add_option("--lines", o.lines, "the last this many")->capture_default_str()->check(CLI::Range(1U, 10000U));
+    logs->add_flag("--raw", o.raw, "do not escape control bytes");
+
+    auto* events = app.add_subcommand("events", "everything that happened, in order");
+    events->add_flag("-f,--follow,!--no-follow", o.follow, "go on as it comes");
+    events->add_option("--from", o.from, "0 (everything), a cursor EPOCH:SEQUENCE, a time, or how long ago (10m)");
+    events->add_option("--type", o.type, "only types that begin like this, such as vm.");
+    events->add_option("--subject", o.subject, "only of this subject");
+    events->add_option("--severity", o.severity, "this severity or worse")->check(CLI::IsMember({"debug", "info", "warning", "error"}));
+}
+
+void add_app_verbs(CLI::App& app, Options& o)
+{
+    auto* ls = app.add_subcommand("ls", "the apps of this host");
+    ls->alias("apps")->alias("ps");
+    add_app_verb(app, o, "info", "one app");
+    auto* stop = add_app_verb(app, o, "stop", "shut an app's VM down; it keeps its ports and its disk");
+    stop->add_flag("--force", o.force, "kill the VM instead of asking it");
+    stop->add_flag("--wait,!--no-wait", o.wait, "wait until it is done (default)");
+    auto* start = add_app_verb(app, o, "start", "start a stopped app");
+    start->add_flag("--wait,!--no-wait", o.wait, "wait until it answers (default)");
+    auto* rm = add_app_verb(app, o, "rm", "remove an app: its VM, disk, ports and allowed hash; logs and events stay");
+    rm->add_flag("--wait,!--no-wait", o.wait, "wait until it is done (default)");
+    app.add_subcommand("leases", "CIDs and host ports that are taken");
+    app.add_subcommand("version", "the version");
+    auto* completion = app.add_subcommand("completion", "shell completion: source <(dstack completion bash)");
+    completion->add_option("shell", o.shell, "bash")->required()->check(CLI::IsMember({"bash"}));
+}
+
+/// Before CLI11 understands anything: does the caller want documents?
+bool asks_for_json(int argc, const char* const* argv)
+{
+    return std::any_of(argv + 1, argv + argc, [](const char* arg) { return std::string_view{arg} == "--json" || std::string_view{arg} == "-j"; });
+}
+
+Result<Done> finish(Options& o, Words& w)
+{
+    for (const std::string& spec : w.ports)
+    {
+        auto port = parse_port_spec(spec);
+        if (!port) { return std::move(port).error(); }
+        o.ports.push_back(std::move(*port));
+    }
+    if (!w.memory.empty())
+    {
+        auto memory = parse_mebibytes(w.memory);
+        if (!memory) { return std::move(memory).error().within("--memory"); }
+        o.memory_mb = *memory;
+    }
+    if (!w.timeout.empty())
+    {
+        auto timeout = parse_duration(w.timeout);
+        if (!timeout) { return std::move(timeout).error().within("--timeout"); }
+        o.timeout_ms = std::max<std::uint64_t>(*timeout, 1);
+    }
+    if (!w.host.empty() || !w.token_file.empty() || !w.instance.empty())
+    {
+        return Error{Errc::invalid_argument, "--host, --token-file and --instance: this version reaches only the bus of this host",
+                     "use --prefix DIR for another instance on this host", {}};
+    }
+    o.allow = !w.no_allow;
+    o.kms = !w.no_kms;
+    o.verbose = o.verbose || w.debug;
+    return Done{};
+}
+
+Leave mistake(int argc, const char* const* argv, std::string message, std::string hint)
+{
+    if (!message.empty() && message[0] >= 'A' && message[0] <= 'Z' && message.rfind("INT", 0) != 0)
+    {
+        message[0] = static_cast<char>(message[0] - 'A' + 'a');
+    }
+    return Leave{exit_usage, {}, std::move(message), std::move(hint), asks_for_json(argc, argv)};
+}
+} // namespace
+
+std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
+{
+    Options o;
+    Words w;
+    CLI::App app{examples, "dstack"};
+    app.fallthrough();
+    app.set_help_flag("-h,--help", "this text");
+    add_globals(app, o, w);
+    add_deploy(app, o, w);
+    add_app_verbs(app, o);
+    add_streams(app, o);
+    for (auto* verb : app.get_subcommands({})) { verb->fallthrough(); }
+    app.require_subcommand(0, 1);
+    try
+    {
+        app.parse(argc, argv);
+    }
+    catch (const CLI::CallForHelp&)
+    {
+        const auto chosen = app.get_subcommands();
+        return Leave{exit_ok, chosen.empty() ? app.help() : chosen.front()->help("dstack"), {}, {}, false};
+    }
+    catch (const CLI::ParseError& error)
+    {
+        const auto chosen = app.get_subcommands();
+        const std::string help = chosen.empty() ? "see `dstack --help`" : "see `dstack " + chosen.front()->get_name() + " --help`";
+        return mistake(argc, argv, error.what(), help);
+    }
+    if (w.version) { o.verb = "version"; }
+    else
+    {
+        const auto chosen = app.get_subcommands();
+        if (chosen.empty()) { return mistake(argc, argv, "no command", "see `dstack --help`"); }
+        o.verb = chosen.front()->get_name();
+    }
+    auto finished = finish(o, w);
+    if (!finished) { return Leave{exit_usage, {}, finished.error().message, finished.error().hint, o.json}; }
+    return o;
+}
+
+std::string bash_completion()
+{
+    return R"(_dstack() {
+    local verbs="deploy run ls apps ps info logs events stop start rm leases version completion"
+    local flags="--json --quiet --verbose --no-color --no-input --yes --dry-run --timeout --prefix --help --version"
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        COMPREPLY=($(compgen -W "$verbs $flags" -- "${COMP_WORDS[COMP_CWORD]}"))
+        return
+    fi
+    case "${COMP_WORDS[1]}" in
+    info|logs|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    events) COMPREPLY=($(compgen -W "-f --from --type --subject --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    *) COMPREPLY=($(compgen -W "$flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    esac
+}
+complete -F _dstack dstack
+)";
+}
+
+} // namespace dstack::cli

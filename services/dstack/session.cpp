@@ -1,0 +1,112 @@
+#include "services/dstack/session.hpp"
+#include "services/dstack/document.hpp"
+#include "services/dstack/exit_code.hpp"
+#include "services/dstack/text.hpp"
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+namespace dstack::cli
+{
+
+namespace
+{
+constexpr const char* system_bus = "/run/dstack/bus";
+constexpr const char* development_bus = "/var/lib/dstack-dev/run/dstack/bus";
+constexpr const char* start_it = "start it: `dstackup dev up`, or `systemctl start dstack.target`";
+
+bool exists(const std::string& path)
+{
+    struct stat facts = {};
+    return ::stat(path.c_str(), &facts) == 0;
+}
+
+void write_error(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stderr); }
+} // namespace
+
+std::string bus_directory(const std::string& prefix, const char* environment_prefix)
+{
+    if (!prefix.empty()) { return prefix + "/run/dstack/bus"; }
+    if (environment_prefix != nullptr && *environment_prefix != '\0') { return std::string{environment_prefix} + "/run/dstack/bus"; }
+    return exists(system_bus) ? system_bus : development_bus;
+}
+
+Result<Done> check_bus(const std::string& directory)
+{
+    const std::string path = directory + "/commands.sock";
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.size() >= sizeof address.sun_path) { return Error{Errc::invalid_argument, path + ": too long for a socket", {}, {}}; }
+    path.copy(address.sun_path, path.size());
+    const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) { return errno_error("socket", errno); }
+    const int rc = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
+    const int why = errno;
+    ::close(fd);
+    if (rc == 0 || why == EAGAIN || why == EINPROGRESS) { return Done{}; }
+    if (why == ENOENT) { return Error{Errc::unavailable, "the bus is not there: " + path + " does not exist", start_it, {}}; }
+    if (why == ECONNREFUSED) { return Error{Errc::unavailable, "the bus does not run: nobody listens on " + path, start_it, {}}; }
+    if (why == EACCES || why == EPERM)
+    {
+        return Error{Errc::permission_denied, "the bus: " + path + ": permission denied", "become a member of the group dstack, or run as root", {}};
+    }
+    return errno_error("the bus: " + path, why);
+}
+
+Session::Session(Loop& loop, Options options)
+    : loop_(loop), options_(std::move(options)), directory_(bus_directory(options_.prefix, std::getenv("DSTACK_PREFIX"))),
+      client_(loop, bus::ClientConfig{directory_, {}})
+{
+}
+
+Task<Result<Done>> Session::connect()
+{
+    auto there = check_bus(directory_);
+    if (!there) { co_return std::move(there).error(); }
+    const milliseconds limit{3'000};
+    co_return co_await client_.connect(limit);
+}
+
+bus::CallOptions Session::call_options(std::uint64_t default_ms) const
+{
+    bus::CallOptions options;
+    const std::uint64_t limit = options_.timeout_ms != 0 ? options_.timeout_ms : default_ms;
+    options.deadline = milliseconds{static_cast<std::int64_t>(std::min<std::uint64_t>(limit, 600'000))};
+    return options;
+}
+
+void Session::out(std::string_view text, bool flush)
+{
+    const bool whole = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+    if (whole && (!flush || std::fflush(stdout) == 0)) { return; }
+    if (errno == EPIPE) { ::_exit(exit_ok); }
+    write_error("error: write to stdout failed\n");
+    ::_exit(exit_generic);
+}
+
+void Session::note(std::string_view line) const
+{
+    if (!options_.quiet) { write_error(printable(line) + "\n"); }
+}
+
+void Session::warn(std::string_view line) const { write_error("warning: " + printable(line) + "\n"); }
+
+int Session::fail(const Error& error, int code)
+{
+    if (options_.json)
+    {
+        out(error_document(error), true);
+        return code;
+    }
+    write_error("error: " + printable(error.message) + "\n");
+    if (!error.hint.empty()) { write_error("hint: " + printable(error.hint) + "\n"); }
+    return code;
+}
+
+int Session::fail(const Error& error) { return fail(error, exit_code(error.code)); }
+
+} // namespace dstack::cli

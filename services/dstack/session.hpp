@@ -1,0 +1,43 @@
+#pragma once
+#include "bus/client/client.hpp"
+#include "services/dstack/options.hpp"
+#include <string>
+#include <string_view>
+
+namespace dstack::cli
+{
+
+/// Where the bus of this host, or of the prefix, has its sockets.
+std::string bus_directory(const std::string& prefix, const char* environment_prefix);
+/// At once when nobody listens there: one clear error instead of a wait.
+Result<Done> check_bus(const std::string& directory);
+
+/// One run of the program: what was asked, the bus, and the two outputs. stdout is data only.
+class Session
+{
+  public:
+    Session(Loop& loop, Options options);
+    Loop& loop() { return loop_; }
+    const Options& options() const { return options_; }
+    bus::Client& bus() { return client_; }
+    Task<Result<Done>> connect();
+    bus::CallOptions call_options(std::uint64_t default_ms = 10'000) const;
+
+    /// Data, as it is; flushed when `flush`. A reader that went away ends the program quietly.
+    void out(std::string_view text, bool flush = false);
+    /// Progress and hints, on stderr, unless --quiet. Escaped.
+    void note(std::string_view line) const;
+    /// Also with --quiet.
+    void warn(std::string_view line) const;
+    /// Says the error where it belongs, and gives back `code`.
+    int fail(const Error& error, int code);
+    int fail(const Error& error);
+
+  private:
+    Loop& loop_;
+    Options options_;
+    std::string directory_;
+    bus::Client client_;
+};
+
+} // namespace dstack::cli

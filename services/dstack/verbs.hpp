@@ -1,0 +1,16 @@
+#pragma once
+#include "services/dstack/session.hpp"
+
+namespace dstack::cli
+{
+
+// Each is one verb: does it, says it, and gives the exit code.
+Task<int> deploy(Session& session);
+Task<int> list_apps(Session& session);
+Task<int> app_info(Session& session);
+Task<int> change_app(Session& session); ///< stop, start, rm
+Task<int> show_leases(Session& session);
+Task<int> show_events(Session& session);
+Task<int> show_logs(Session& session);
+
+} // namespace dstack::cli
