@@ -127,6 +127,10 @@ Changed revoke_app(std::string_view policy, std::string_view app_id, std::string
         if (hit) { item = list->erase(item); }
         else { ++item; }
     }
+    // An entry without hashes allows nothing; it is kept only where somebody listed devices in it.
+    const Json& app = (*apps)[key];
+    const auto devices = app.find("devices");
+    if (changed && list->empty() && (devices == app.end() || devices->empty())) { apps->erase(key); }
     return changed ? std::optional{text_of(*document)} : std::optional<std::string>{};
 }
 

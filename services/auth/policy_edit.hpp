@@ -15,8 +15,7 @@ namespace dstack::auth
 /// deploy` registers it.
 Result<std::optional<std::string>> allow_app(std::string_view policy, std::string_view app_id,
                                              std::string_view compose_hash);
-/// An empty `compose_hash` removes the whole app. The app's entry stays when its last hash goes: it then allows
-/// nothing.
+/// An empty `compose_hash` removes the whole app. So does taking back the last hash, unless devices are listed for the app.
 Result<std::optional<std::string>> revoke_app(std::string_view policy, std::string_view app_id,
                                               std::string_view compose_hash);
 Result<std::optional<std::string>> allow_image(std::string_view policy, std::string_view os_image_hash);

@@ -13,7 +13,6 @@ struct DevUp
     std::optional<std::uint16_t> auth_port{};
     std::optional<std::uint16_t> vmm_port{};
     std::optional<std::uint16_t> kms_port{};
-    std::string image{}; ///< folder of a guest image to put into the prefix; may be empty
 };
 
 struct DevDown

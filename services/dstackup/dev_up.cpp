@@ -1,5 +1,6 @@
 #include "services/dstackup/configs.hpp"
 #include "services/dstackup/dev.hpp"
+#include "services/dstackup/guest_images.hpp"
 #include "services/dstackup/notify_socket.hpp"
 #include "services/dstackup/ports.hpp"
 #include "services/dstackup/processes.hpp"
@@ -137,7 +138,7 @@ Result<Done> write_configs(const Settings& settings)
         auto written = state::write_file_atomic(file.path, text, 0644);
         if (!written) { return std::move(written).error(); }
     }
-    return state::write_file_atomic(settings.prefix + "/etc/dstack/dev.toml", to_toml(settings), 0644);
+    return state::write_file_atomic(Layout{settings.prefix}.settings(), to_toml(settings), 0644);
 }
 
 Result<process::Identity> start_supervisor(const Layout& layout, const Settings& settings, const std::string& notify)
@@ -304,6 +305,8 @@ Result<Up> bring_up(const Layout& layout, const DevUp& wish, Clock::time_point d
     if (!there) { return std::move(there).error(); }
     auto written = write_configs(*settings);
     if (!written) { return std::move(written).error(); }
+    auto policy = create_policy(layout, image_digests(layout));
+    if (!policy) { return std::move(policy).error(); }
 
     const std::string notify = layout.dev() + "/up.sock";
     auto line = bind_notify_socket(notify);
@@ -324,6 +327,8 @@ int dev_up(const Global& global, const DevUp& wish)
     const auto deadline = began + std::chrono::seconds{global.timeout_s > 0 ? global.timeout_s : default_timeout_s};
     auto up = bring_up(layout, wish, deadline);
     if (!up) { return print_error(global, up.error()); }
+    auto allowed = allow_new_images(layout, image_digests(layout));
+    if (!allowed) { return print_error(global, allowed.error()); }
     print_up(global, up->settings, up->status, up->already,
              std::chrono::duration_cast<milliseconds>(Clock::now() - began));
     return exit_ok;

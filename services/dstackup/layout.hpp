@@ -17,6 +17,7 @@ struct Layout
     std::string lib() const { return prefix + "/var/lib/dstack"; }
     std::string state(std::string_view service) const { return lib() + "/" + std::string{service}; }
     std::string images() const { return lib() + "/images"; }
+    std::string policy() const { return etc() + "/auth-allowlist.json"; }
     std::string oci() const { return lib() + "/oci"; }
     std::string run() const { return prefix + "/run/dstack"; }
     std::string bus() const { return run() + "/bus"; }

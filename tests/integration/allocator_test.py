@@ -74,6 +74,17 @@ class AllocatorTest(unittest.TestCase):
         self.assertEqual((code, message), ("already_exists", "tcp 0.0.0.0:18500 is taken: leased to first"))
         self.assertEqual(self.reserve("second", [port(18500, protocol="udp")], key="other")[0], "ok")
 
+    def test_a_cid_of_a_foreign_qemu_is_refused(self):
+        foreign = subprocess.Popen(["python3", "-c", "input()", "-device", "vhost-vsock-pci,guest-cid=1777"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            code, message = self.reserve("cid", [{"kind": "cid", "value": 1777}])
+            self.assertEqual(code, "already_exists")
+            self.assertRegex(message, f"^cid 1777 is taken: python3.*, pid {foreign.pid}$")
+        finally:
+            foreign.stdin.close()
+            foreign.wait(10)
+        self.assertEqual(self.reserve("cid", [{"kind": "cid", "value": 1777}])[0], "ok")
+
     def test_bad_requests(self):
         rows = [
             ([], "wishes: must be 1 to 64"),

@@ -1,13 +1,14 @@
 """dstack-auth as a real process: the webhook as the KMS calls it, the policy file, the ledger, the bus."""
 import hashlib
 import json
+import os
 import signal
 import socket
 import subprocess
 import threading
 import unittest
 
-from mesh import Prefix, free_port, http, program, wait_for
+from mesh import Prefix, free_port, http, need, program, wait_for
 from peers import Peers
 
 APP = "1" * 40
@@ -168,6 +169,25 @@ class WebhookTest(unittest.TestCase):
         self.assertTrue(auth.allowed())
         self.assertEqual(http(url + "/health")[0], 200)
 
+    def test_a_passed_socket_refuses_no_connection_across_kill_9(self):
+        auth = Auth(self.prefix, open_policy())
+        auth.service.kill()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/health"
+            command = ["/bin/sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" --config "$1" 3<&"$2"', str(program("auth")),
+                       str(auth.service.config), str(listener.fileno())]
+            answers = []
+            for _ in range(3):
+                asking = threading.Thread(target=lambda: answers.append(http(url)[0]))
+                asking.start()  # before there is a process: the kernel keeps the connection
+                process = subprocess.Popen(command, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL)
+                try:
+                    asking.join(15)
+                finally:
+                    process.kill()
+                    process.wait(10)
+            self.assertEqual(answers, [200, 200, 200])
+
     def test_create_policy_makes_one_that_allows_nothing(self):
         auth = Auth(self.prefix, create=True)
         self.assertIn("OS image is not allowed", auth.ask(boot())[1]["reason"])
@@ -288,6 +308,25 @@ class LedgerTest(unittest.TestCase):
         self.assertEqual(http(f"http://127.0.0.1:{auth.port}/health")[0], 200)
         self.assertEqual(len(auth.verify()), 3)
 
+    def test_a_full_disk_denies_until_there_is_room(self):
+        disk = self.prefix.state("auth")
+        need(os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True).returncode == 0,
+             "cannot mount a small tmpfs here")
+        self.addCleanup(subprocess.run, ["umount", str(disk)], check=True)
+        self.addCleanup(lambda: self.prefix.services["auth"].kill())
+        auth = Auth(self.prefix, open_policy())
+        answers = [auth.ask(boot())[1] for _ in range(100)]
+        self.assertTrue(answers[0]["isAllowed"])
+        self.assertFalse(answers[-1]["isAllowed"])
+        self.assertIn("the decision could not be recorded", answers[-1]["reason"])
+        self.assertIn("no space left on device", answers[-1]["reason"])
+        self.assertEqual(http(f"http://127.0.0.1:{auth.port}/health")[0], 503)
+        told = sum(answer["isAllowed"] for answer in answers)
+        self.assertEqual(sum(record["kind"] == "app" for record in auth.verify()), told)
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+        self.assertTrue(auth.allowed())
+        self.assertEqual(sum(record["kind"] == "app" for record in auth.verify()), told + 1)
+
     def test_one_writer_only(self):
         auth = Auth(self.prefix, open_policy())
         config = self.prefix.path / "etc/second.toml"
@@ -321,24 +360,27 @@ class BusTest(unittest.TestCase):
         self.assertTrue(self.prefix.ok("auth.revoke_app", {"app_id": APP, "compose_hash": COMPOSE})["changed"])
         self.assertFalse(self.auth.allowed())
         self.assertFalse(self.prefix.ok("auth.revoke_app", {"app_id": APP, "compose_hash": COMPOSE})["changed"])
+        other = {"app_id": APP, "compose_hash": "5" * 64}
+        self.prefix.ok("auth.allow_app", other)
+        self.assertFalse(self.auth.allowed())
         self.assertTrue(self.prefix.ok("auth.revoke_app", {"app_id": APP})["changed"])
         self.assertEqual(self.prefix.call("auth.allow_app", {"app_id": "12", "compose_hash": COMPOSE}),
                          ("invalid_argument", "app_id: must be 40 hex digits, has 2"))
 
-        decisions = self.prefix.ok("auth.decisions", {"app_id": APP, "limit": 2}, who="operator")["decisions"]
-        self.assertEqual([(one["allowed"], one["rule"]) for one in decisions], [(False, "compose_hash"), (True, "device")])
+        decisions = self.prefix.ok("auth.decisions", {"app_id": APP, "limit": 3}, who="operator")["decisions"]
+        self.assertEqual([(one["allowed"], one["rule"]) for one in decisions], [(False, "compose_hash"), (False, "app"), (True, "device")])
 
         def told():
             events = self.prefix.events("auth.")
             changes = [data["change"] for name, data in events if name == "auth.policy_changed"]
             decided = [data["sequence"] for name, data in events if name == "auth.decided"]
             self.assertEqual(len(decided), len(set(decided)))
-            return (changes[:5] == ["created", "allow_image", "allow_app", "revoke_app", "revoke_app"]
+            return (changes[:6] == ["created", "allow_image", "allow_app", "revoke_app", "allow_app", "revoke_app"]
                     and set(decided) >= {one["sequence"] for one in decisions} and events)
 
         events = wait_for(told, "the events of the changes and decisions")
         denied = next(data for name, data in events if name == "auth.decided" and data["sequence"] == decisions[0]["sequence"])
-        self.assertEqual((denied["rule"], denied["got"], denied["expected"]), ("compose_hash", COMPOSE, "nothing, as the list is empty"))
+        self.assertEqual((denied["rule"], denied["got"], denied["expected"]), ("compose_hash", COMPOSE, "5" * 64))
 
     def test_a_damaged_policy_is_not_repaired_by_guessing(self):
         good = self.auth.policy.read_text()

@@ -60,7 +60,12 @@ TEST_CASE("a hash or a whole app can be taken back")
     CHECK_FALSE(*again);
     auto none = revoke_app(**one, hex('1', 40), hex('5'));
     REQUIRE((none && *none));
-    CHECK(json::parse(**none)["apps"][hex('1', 40)]["composeHashes"] == json::array());
+    CHECK(json::parse(**none)["apps"] == json::object());
+    const std::string listed = R"({"apps":{")" + hex('1', 40) + R"(":{"composeHashes":[")" + hex('d') +
+                               R"("],"devices":[")" + hex('e') + R"("]}}})";
+    auto kept = revoke_app(listed, hex('1', 40), hex('d'));
+    REQUIRE((kept && *kept));
+    CHECK(json::parse(**kept)["apps"][hex('1', 40)] == json{{"composeHashes", json::array()}, {"devices", {hex('e')}}});
     auto all = revoke_app(**two, hex('1', 40), "");
     REQUIRE((all && *all));
     CHECK(json::parse(**all)["apps"] == json::object());
