@@ -21,7 +21,8 @@ Task<Result<Done>> allow(bus::Client& client, std::string digest)
     schema::AuthAllowImage command;
     command.os_image_hash = std::move(digest);
     command.reason = "guest image of the development prefix";
-    auto reply = co_await client.call(command);
+    bus::CallOptions options; // named: g++ 12 destroys a default argument of an awaited call twice
+    auto reply = co_await client.call(command, options);
     if (!reply) { co_return std::move(reply).error(); }
     co_return Done{};
 }
