@@ -67,7 +67,10 @@ void apply_notify(State& state, const NotifyEffect& effect, std::string_view eve
     case NotifyEffect::Kind::progress: state.boot_progress = payload; break;
     case NotifyEffect::Kind::error:
     case NotifyEffect::Kind::error_cleared: state.boot_error = payload; break;
-    case NotifyEffect::Kind::powering_off: state.started = false; [[fallthrough]];
+    case NotifyEffect::Kind::powering_off:
+        // A guest that gives up its boot has failed, not stopped: it stays wanted, and is not restarted (judge_exit).
+        if (state.boot_error.empty()) { state.started = false; }
+        [[fallthrough]];
     case NotifyEffect::Kind::shutdown: state.shutdown_progress = payload; break;
     case NotifyEffect::Kind::instance_info:
     case NotifyEffect::Kind::refused: break;
@@ -104,7 +107,7 @@ ExitVerdict judge_exit(const ExitFacts& facts)
         out.how = facts.stop_asked;
         return out;
     }
-    if (facts.powering_off)
+    if (facts.powering_off && facts.boot_error.empty())
     {
         out.expected = true;
         out.how = "guest";

@@ -31,7 +31,7 @@ struct QemuPlan
     std::optional<std::string> store_image;  ///< container images, read-only
     std::vector<PortMap> ports;
     std::string net = "10.0.2.0/24";
-    std::string dhcp_start = "10.0.2.10";
+    std::string dhcp_start = "10.0.2.15"; ///< also where hostfwd leads: the development image takes it without asking
     std::uint32_t cid = 0; ///< with /dev/vhost-vsock only; 0: no vsock device
 };
 

@@ -136,7 +136,11 @@ void Vmm::take_over(FoundVm found)
             }
             background_.spawn(follow_process(vm));
         }
-        else if (!vm->removing) { background_.spawn(record_exit(vm, std::string{})); }
+        else if (!vm->removing)
+        {
+            vm->ended.reset(); // a start waits until this exit is recorded
+            background_.spawn(record_exit(vm, std::string{}));
+        }
     }
     else if (!vm->removing) { schedule_restart(vm); }
     if (vm->removing) { background_.spawn(finish_removal(vm)); }

@@ -68,6 +68,10 @@ TEST_CASE("a guest's notification changes what it may change")
     CHECK(state.started);
     say("shutdown.progress", "powering off");
     CHECK_FALSE(state.started);
+    state.started = true;
+    say("boot.error", "x");
+    say("shutdown.progress", "powering off");
+    CHECK(state.started); // it failed, nobody stopped it
     for (int i = 0; i < 50; ++i) { say("boot.progress", "again"); }
     CHECK(state.events.size() == max_guest_events);
     CHECK(*instance_id_of(R"({"instance_id":"abcd","app_id":null})") == "abcd");
@@ -85,6 +89,7 @@ TEST_CASE("how a process' end is told")
     CHECK(facts([](auto& f) { f.stop_asked = "stop"; }).how == "stop");
     CHECK(facts([](auto& f) { f.stop_asked = "shutdown"; f.kernel_panic = true; }).expected);
     CHECK(facts([](auto& f) { f.powering_off = true; }).how == "guest");
+    CHECK(facts([](auto& f) { f.powering_off = true; f.boot_error = "denied"; }).reason == "boot error: denied");
     auto verdict = facts([](auto& f) { f.kernel_panic = true; f.qmp_reason = "guest-reset"; });
     CHECK_FALSE(verdict.expected);
     CHECK(verdict.reason == "kernel panic");

@@ -283,7 +283,7 @@ TEST_CASE("the command line has upstream's order and no surprises")
           "-device virtio-blk-pci,drive=hd0,serial=dstack-rootfs "
           "-drive file=/s/store.squashfs,if=none,id=store,format=raw,readonly=on "
           "-device virtio-blk-pci,drive=store,serial=dstack-store "
-          "-netdev user,id=net0,net=10.0.2.0/24,dhcpstart=10.0.2.10,restrict=no,hostfwd=tcp:127.0.0.1:8080-:80,"
+          "-netdev user,id=net0,net=10.0.2.0/24,dhcpstart=10.0.2.15,restrict=no,hostfwd=tcp:127.0.0.1:8080-:80,"
           "hostfwd=udp:0.0.0.0:53-:53 -device virtio-net-pci,netdev=net0,romfile=,mac=96:b1:d8:b9:08:e6 "
           "-smbios type=1,manufacturer=dstack,product=dstack "
           "-drive file=/w/shared.img,if=none,id=hd2,format=raw,readonly=on -device virtio-blk-pci,drive=hd2,serial=dstack-shared "
