@@ -252,7 +252,8 @@ Task<Result<Done>> Agent::boot()
     for (const std::string& warning : plan_->warnings) { log::warn("not done in a development guest", {{"what", warning}}); }
     if (auto opened = open_rpc(); !opened) { co_return opened; }
 
-    auto variables = co_await get_keys(share->simulator.value_or(std::string{}), share->encrypted_env);
+    std::string simulator = share->simulator.value_or(std::string{});
+    auto variables = co_await get_keys(std::move(simulator), share->encrypted_env);
     if (!variables) { co_return std::move(variables).error(); }
 
     progress("initializing data disk");
