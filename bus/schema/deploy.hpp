@@ -190,6 +190,7 @@ struct DeployStatus
         std::string code;
         std::string reason;
         std::string hint;
+        bool denied = false;
         std::vector<App> apps;
         void describe(Fields& f)
         {
@@ -201,6 +202,7 @@ struct DeployStatus
             f.optional("code", code, "error code when failed");
             f.optional("reason", reason, "why, when failed");
             f.optional("hint", hint, "what to do next, when failed");
+            f.optional("denied", denied, "policy denied the key release");
             f.optional("apps", apps, "the app as it is now; at most one");
         }
     };

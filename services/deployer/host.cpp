@@ -78,8 +78,7 @@ Task<Result<Done>> Host::save(Work work, std::vector<Fact> facts)
     {
         log::error("journal not written", {{"operation", work.operation.id}, {"error", saved.error().message}});
     }
-    const bool ended = work.operation.ended();
-    if (on_saved && (saved || !ended)) { on_saved(work); }
+    if (on_saved) { on_saved(work, static_cast<bool>(saved)); }
     co_return saved;
 }
 

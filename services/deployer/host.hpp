@@ -15,8 +15,8 @@ class Host : public Ports
   public:
     Host(Loop& loop, bus::Client& client, Vmm& vmm, Journal& journal) : loop_(loop), client_(client), vmm_(vmm), journal_(journal) {}
 
-    /// Called after each save with what is on record now; or is not, when the disk is full.
-    std::function<void(const Work&)> on_saved;
+    /// Called after each save; `saved` is false when what it tells is not on record (disk full).
+    std::function<void(const Work&, bool saved)> on_saved;
 
     /// Something happened to the VM: whoever waits for it looks again.
     void pulse(const std::string& vm_id);

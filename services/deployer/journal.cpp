@@ -13,7 +13,7 @@ constexpr int kept_operations = 2000;
 const std::vector<std::string>& migrations()
 {
     static const std::vector<std::string> list{
-        "CREATE TABLE apps(name TEXT PRIMARY KEY, created_ms INTEGER NOT NULL, facts TEXT NOT NULL,"
+        "CREATE TABLE apps(name TEXT PRIMARY KEY, created_ms INTEGER NOT NULL, document TEXT NOT NULL, facts TEXT NOT NULL,"
         " sight TEXT NOT NULL DEFAULT '{\"state\":\"unknown\"}') STRICT;"
         "CREATE TABLE operations(number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, ended INTEGER NOT NULL,"
         " record TEXT NOT NULL, key TEXT UNIQUE, request TEXT NOT NULL, reply TEXT NOT NULL) STRICT;"
@@ -33,9 +33,7 @@ Result<Done> add_fact(Connection& db, const Fact& fact, const std::string& trace
 Result<Done> put_app(Connection& db, const Work& work)
 {
     if (work.gone) { return db.execute("DELETE FROM apps WHERE name = ?", {work.app.name}); }
-    return db.execute("INSERT INTO apps(name, created_ms, facts) VALUES(?, ?, ?)"
-                      " ON CONFLICT(name) DO UPDATE SET facts = excluded.facts, created_ms = excluded.created_ms",
-                      {work.app.name, work.app.created_ms, schema::to_json(work.app)});
+    return db.execute("UPDATE apps SET facts = ? WHERE name = ?", {schema::to_json(work.app), work.app.name});
 }
 
 Result<Done> put_work(Connection& db, const Work& work, const std::vector<Fact>& facts)
@@ -70,6 +68,7 @@ Result<std::vector<T>> read_all(Connection& db, std::string_view what, std::stri
             one.error().code = Errc::data_loss;
             return std::move(one).error().within("journal");
         }
+        if constexpr (std::is_same_v<T, AppFacts>) { one->app_compose = rows->column_text(1); }
         out.push_back(std::move(*one));
     }
 }
@@ -77,7 +76,7 @@ Result<std::vector<T>> read_all(Connection& db, std::string_view what, std::stri
 Result<Loaded> read_loaded(Connection& db)
 {
     Loaded out;
-    auto apps = read_all<AppFacts>(db, "app", "SELECT facts FROM apps ORDER BY created_ms, name");
+    auto apps = read_all<AppFacts>(db, "app", "SELECT facts, document FROM apps ORDER BY created_ms, name");
     if (!apps) { return std::move(apps).error(); }
     out.apps = std::move(*apps);
     auto sights = read_all<AppSight>(db, "sight", "SELECT sight FROM apps ORDER BY created_ms, name");
@@ -144,7 +143,8 @@ Task<Result<Done>> Journal::begin(Work work, schema::DeployStarted fact, std::st
         // The facts of an app that exists belong to the operation that runs; this one gets them when it is its turn.
         if (work.operation.kind == "create")
         {
-            auto put = put_app(db, work);
+            auto put = db.execute("INSERT INTO apps(name, created_ms, document, facts) VALUES(?, ?, ?, ?)",
+                                  {work.app.name, work.app.created_ms, work.app.app_compose, schema::to_json(work.app)});
             if (!put) { return put; }
         }
         return bus::Outbox::add(db, bus::Client::make_event(fact, bus::Trace{bus::child_traceparent(work.operation.traceparent)}));

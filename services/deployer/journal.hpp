@@ -20,7 +20,7 @@ struct Loaded
 /// An answer that was given under an idempotency key.
 struct Answered
 {
-    std::string request; ///< canonical JSON of the request, to catch a key that is used for something else
+    std::string request; ///< digest of the request, to catch a key that is used for something else
     std::string reply;
 };
 

@@ -10,7 +10,6 @@ void AppFacts::describe(schema::Fields& f)
     f("name", name, "the app's name");
     f("app_id", app_id, "40 hex");
     f("compose_hash", compose_hash, "64 hex");
-    f("app_compose", app_compose, "the document");
     f.optional("image", image, "guest OS image");
     f.optional("wanted_image", wanted_image, "as requested");
     f.optional("vcpu", vcpu, "virtual CPUs");

@@ -16,7 +16,7 @@ struct AppFacts
     std::string name;
     std::string app_id;
     std::string compose_hash;
-    std::string app_compose;         ///< the document whose exact bytes are hashed
+    std::string app_compose;         ///< the document whose exact bytes are hashed; a column of its own, written once
     std::string image;               ///< empty until the operation has chosen one
     std::string wanted_image;        ///< as requested
     std::uint32_t vcpu = 1;

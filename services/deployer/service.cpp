@@ -4,7 +4,7 @@
 #include "services/deployer/host.hpp"
 #include "services/deployer/validate.hpp"
 #include "shared/compose/compose.hpp"
-#include "shared/crypto/bytes.hpp"
+#include "shared/crypto/hash.hpp"
 #include "shared/crypto/hex.hpp"
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
@@ -31,6 +31,8 @@ std::string scoped_key(const bus::CallContext& context)
     if (context.idempotency_key.empty()) { return {}; }
     return context.caller.substr(0, context.caller.find(":pid=")) + "\n" + context.idempotency_key;
 }
+
+std::string digest_of(std::string_view request) { return crypto::to_hex(crypto::sha256(request)); }
 
 /// Hostile text as an event's subject and name: short and printable.
 std::string presentable(std::string_view text)
@@ -84,7 +86,7 @@ class Deployer
           begin_(loop_), look_now_(loop_), tasks_(loop_)
     {
         host_.vm_defaults = config_.vm;
-        host_.on_saved = [this](const Work& work) { remember(work); };
+        host_.on_saved = [this](const Work& work, bool saved) { remember(work, saved); };
     }
 
     Task<Result<Done>> start();
@@ -103,7 +105,7 @@ class Deployer
     Task<Result<schema::DeployStatus::Reply>> status(std::string operation);
     Task<> refuse(schema::DeployCreate request, Error error, std::string traceparent);
 
-    void remember(const Work& work);
+    void remember(const Work& work, bool saved);
     void spawn(std::string operation, bool resumed);
     Task<> execute(std::string operation, bool resumed);
     AsyncMutex& lock_of(const std::string& name);
@@ -139,9 +141,14 @@ class Deployer
 
 // What is in memory.
 
-void Deployer::remember(const Work& work)
+void Deployer::remember(const Work& work, bool saved)
 {
     const std::string& name = work.app.name;
+    if (!saved && work.operation.ended())
+    {
+        operations_[work.operation.id] = work.operation; // deploy.status tells it; it ends when it is on record
+        return;
+    }
     if (work.gone)
     {
         apps_.erase(name);
@@ -300,7 +307,7 @@ Task<Result<Deployer::CreateReply>> Deployer::begin_create(AppFacts wanted, sche
 {
     const std::string key = scoped_key(context);
     Answered answer;
-    answer.request = "deploy.create " + schema::to_json(request);
+    answer.request = digest_of("deploy.create " + schema::to_json(request));
     if (!key.empty())
     {
         auto before = co_await journal_.answered(key);
@@ -338,7 +345,7 @@ Task<Result<Deployer::CreateReply>> Deployer::begin_create(AppFacts wanted, sche
     if (!begun) { co_return std::move(begun).error(); }
     order_.push_back(work.operation.id);
     sights_[work.app.name] = AppSight{"deploying", "no VM yet", {}, {}, {}, unix_now_ms()};
-    remember(work);
+    remember(work, true);
     spawn(work.operation.id, false);
     co_return reply;
 }
@@ -348,7 +355,7 @@ Task<Result<Deployer::BegunReply>> Deployer::change(std::string kind, std::strin
     auto guard = co_await begin_.lock();
     const std::string key = scoped_key(context);
     Answered answer;
-    answer.request = kind + " " + app + (force ? " force" : "");
+    answer.request = digest_of(kind + " " + app + (force ? " force" : ""));
     if (!key.empty())
     {
         auto before = co_await journal_.answered(key);
@@ -448,6 +455,7 @@ Task<Result<schema::DeployStatus::Reply>> Deployer::status(std::string id)
     reply.code = operation.code;
     reply.reason = operation.reason;
     reply.hint = operation.hint;
+    reply.denied = operation.denied;
     const auto app = apps_.find(operation.name);
     if (app != apps_.end()) { reply.apps.push_back(describe(app->second)); }
     co_return reply;

@@ -15,6 +15,7 @@ namespace dstack::cli
 namespace
 {
 constexpr std::uint32_t lines_on_failure = 20;
+constexpr milliseconds silence{5'000}; ///< after this long without an event the deployer is asked
 }
 
 OperationWatch::OperationWatch(Session& session) : session_(session), events_(session.bus().subscribe(bus::Filter{}, bus::From{})) {}
@@ -106,6 +107,22 @@ bool OperationWatch::take(const bus::EventRecord& event, Outcome& out)
     return false;
 }
 
+Task<bool> OperationWatch::ask(Outcome& out)
+{
+    schema::DeployStatus question;
+    question.operation = operation_;
+    bus::CallOptions options;
+    options.deadline = milliseconds{5'000};
+    auto status = co_await session_.bus().call(std::move(question), std::move(options));
+    if (!status || (status->state != "failed" && status->state != "succeeded")) { co_return false; }
+    out.succeeded = status->state == "succeeded";
+    out.step = status->step;
+    out.denied = status->denied;
+    if (!out.succeeded) { out.error = Error{errc_from_string(status->code), status->reason, status->hint, {}}; }
+    if (!status->apps.empty()) { out.evidence = status->apps.front().evidence; }
+    co_return true;
+}
+
 Task<Result<Outcome>> OperationWatch::wait(std::string operation, std::string app, std::string app_id, milliseconds limit)
 {
     operation_ = std::move(operation);
@@ -116,14 +133,22 @@ Task<Result<Outcome>> OperationWatch::wait(std::string operation, std::string ap
     for (;;)
     {
         const auto left = std::chrono::duration_cast<milliseconds>(until - std::chrono::steady_clock::now());
+        if (left.count() <= 0)
+        {
+            co_return Error{Errc::deadline_exceeded, "the operation " + operation_ + " has not ended within " + std::to_string(limit.count() / 1000) + " s",
+                            "it goes on; its state is unknown here: `dstack info " + app_ + "`", {}};
+        }
         auto next = events_.next();
-        const std::string what = "the operation " + operation_;
-        auto item = co_await with_timeout(session_.loop(), left, what, std::move(next));
+        const milliseconds pause = std::min(left, silence);
+        const std::string what = "the event stream";
+        auto item = co_await with_timeout(session_.loop(), pause, what, std::move(next));
+        if (!item && item.error().code != Errc::deadline_exceeded) { co_return std::move(item).error(); }
         if (!item)
         {
-            Error error = std::move(item).error();
-            if (error.code == Errc::deadline_exceeded) { error.hint = "it goes on; its state is unknown here: `dstack info " + app_ + "`"; }
-            co_return error;
+            // An operation whose end cannot be recorded (disk full) says so only when it is asked.
+            auto ended = co_await ask(out);
+            if (ended) { co_return out; }
+            continue;
         }
         const auto* event = std::get_if<bus::EventRecord>(&*item);
         if (event != nullptr && take(*event, out)) { co_return out; }

@@ -28,6 +28,8 @@ class OperationWatch
     Task<Result<Outcome>> wait(std::string operation, std::string app, std::string app_id, milliseconds limit);
 
   private:
+    /// Asks the deployer; true when the operation has ended.
+    Task<bool> ask(Outcome& out);
     void phase(std::string_view what, std::string_view detail) const;
     /// True when the operation has ended.
     bool take(const bus::EventRecord& event, Outcome& out);

@@ -336,7 +336,14 @@ void Database::State::run_one(detail::DatabaseJob& job) const
     }
     if (!job.execute(*connection)) { return; }
     auto committed = transaction->commit();
-    if (!committed) { job.fail(std::move(committed).error()); }
+    if (committed) { return; }
+    const bool full = committed.error().code == Errc::resource_exhausted;
+    job.fail(std::move(committed).error());
+    {
+        const Transaction rolled_back = std::move(*transaction);
+    }
+    // The log may be what fills the disk: empty it into the database, so that the next job has a chance.
+    if (full) { (void)connection->exec("PRAGMA wal_checkpoint(TRUNCATE)"); }
 }
 
 void Database::State::work()

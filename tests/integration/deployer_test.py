@@ -10,7 +10,7 @@ import threading
 import unittest
 import uuid
 
-from mesh import Prefix, bus_config, free_port, http as get, program, wait_for
+from mesh import Prefix, bus_config, free_port, http as get, need, program, wait_for
 
 IMAGE_HASH = "b" * 64
 COMPOSE = "services:\n  web:\n    image: busybox\n    ports: ['80:80']\n"
@@ -397,6 +397,32 @@ class DeployerTest(unittest.TestCase):
         wait_for(lambda: self.json("info", "hello")["data"]["state"] == "failed", "the VM is gone")
         self.dstack("rm", "hello", "-y")
         self.assert_nothing_left()
+
+    def test_a_full_disk(self):
+        state = self.prefix.state("deployer")
+        self.deployer.stop()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)], capture_output=True, text=True)
+        need(mounted.returncode == 0, f"cannot mount a small file system: {mounted.stderr.strip()}")
+        self.addCleanup(subprocess.run, ["umount", "-l", str(state)])
+        self.deployer.start()
+        filler = state / "filler"
+        with open(filler, "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"x" * 4096)
+            except OSError:
+                pass
+        # What fits into the pages that the database has already does; a large compose file does not.
+        self.compose.write_text(COMPOSE + "# " + "x" * 100_000 + "\n")
+        error = self.deploy(code=7)["error"]
+        self.assertEqual(error["code"], "resource_exhausted")
+        self.assertIn("full", error["message"])
+        self.assertIn("free space", error["hint"])
+        self.assertEqual(self.vmm.vms, {})
+        self.assertEqual(self.leases(), [])
+        filler.unlink()
+        self.assertEqual(self.deploy()["data"]["state"], "ready")
+        self.assertEqual(self.dstack("rm", "hello", "-y").returncode, 0)
 
     def test_signals_and_pipes(self):
         follow = self.begin("events", "-f", "--from", "0")
