@@ -52,10 +52,12 @@ class Life(unittest.TestCase):
         self.assertIn("other ports", done.stderr)
 
     def test_what_dies_is_restarted(self):
-        before = self.mesh.of("allocator")
+        first = self.mesh.of("auth")
+        os.kill(first["pid"], signal.SIGKILL)
+        before = self.ready_with_new("auth", first["pid"])  # a child of this supervisor, not an adopted one
         os.kill(before["pid"], signal.SIGKILL)
-        after = self.ready_with_new("allocator", before["pid"])
-        self.assertEqual(after["restarts"], before["restarts"] + 1)
+        after = self.ready_with_new("auth", before["pid"])
+        self.assertEqual(after["restarts"], first["restarts"] + 2)
         self.assertEqual(after["last_exit"], "killed by signal 9")
 
     def test_supervisor_is_replaced_and_adopts(self):
@@ -103,7 +105,7 @@ class Down(unittest.TestCase):
         with Mesh() as mesh:
             # A bystander that looks like one of ours, with another prefix.
             bystander = subprocess.Popen(["/bin/sh", "-c", "read x", "dstack-auth", "--config", "/nowhere/etc/dstack/auth.toml"], stdin=subprocess.PIPE)
-            self.addCleanup(bystander.wait)
+            self.addCleanup(bystander.communicate)
             self.addCleanup(bystander.kill)
             before = pids(mesh)
             self.assertGreaterEqual(len(before), 8, "kms-local is shown too")
