@@ -37,7 +37,7 @@ class Agent
 {
   public:
     Agent(Daemon& daemon, Config config)
-        : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), console_(loop_), over_(loop_), scope_(loop_),
+        : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), console_(loop_), over_(loop_), scope_(loop_), boot_scope_(loop_),
           server_(loop_, {}, [this](http::Request request) { return answer(std::move(request)); }), button_(loop_, [&daemon] { daemon.request_stop(); })
     {
     }
@@ -45,7 +45,7 @@ class Agent
     Task<> run()
     {
         scope_.spawn(watch_stop());
-        scope_.spawn(boot_to_end());
+        boot_scope_.spawn(boot_to_end());
         co_await over_.wait();
         if (booted_ && *booted_)
         {
@@ -53,6 +53,7 @@ class Agent
             co_await daemon_.stop_requested();
         }
         else if (booted_) { tell_error(booted_->error()); }
+        boot_scope_.cancel(); // a stop in the middle of a boot starts nothing more
         co_await shut_down();
     }
 
@@ -105,6 +106,7 @@ class Agent
     std::vector<std::unique_ptr<Forwarder>> forwarders_;
     Event over_;
     Scope scope_;
+    Scope boot_scope_;
     http::Server server_;
     PowerButton button_;
 };
@@ -250,7 +252,8 @@ Task<Result<Done>> Agent::boot()
     for (const std::string& warning : plan_->warnings) { log::warn("not done in a development guest", {{"what", warning}}); }
     if (auto opened = open_rpc(); !opened) { co_return opened; }
 
-    auto variables = co_await get_keys(share->simulator.value_or(std::string{}), share->encrypted_env);
+    std::string simulator = share->simulator.value_or(std::string{});
+    auto variables = co_await get_keys(std::move(simulator), share->encrypted_env);
     if (!variables) { co_return std::move(variables).error(); }
 
     progress("initializing data disk");

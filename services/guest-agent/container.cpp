@@ -127,6 +127,7 @@ Task<> Container::once()
 {
     std::error_code code;
     fs::remove(folder_ + "/pid", code);
+    fs::remove_all("/run/crun/" + service_.name, code); // left over when crun itself was killed
     process::Spec spec;
     spec.argv = {std::string{crun}, "--root", "/run/crun", "--cgroup-manager=cgroupfs", "run", "--bundle", folder_, "--pid-file", folder_ + "/pid", service_.name};
     spec.out = {process::Sink::Kind::file, folder_ + "/output"};

@@ -204,6 +204,7 @@ Result<std::string> oci_spec(const compose::Service& service, const ImageConfig&
     spec["mounts"] = mounts(service, paths);
     spec["linux"] = {
         {"cgroupsPath", "/dstack/" + service.name},
+        {"resources", {{"pids", {{"limit", 4096}}}}}, // a fork bomb stays in its container
         {"namespaces", json::array({{{"type", "pid"}}, {{"type", "mount"}}, {{"type", "ipc"}}, {{"type", "uts"}}, {{"type", "cgroup"}}})},
         {"maskedPaths", {"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"}},
         {"readonlyPaths", {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}},

@@ -284,9 +284,16 @@ schema::KmsState Supervisor::snapshot() const
 void Supervisor::tell(Notice notice)
 {
     const auto kms = snapshot();
-    log::info("kms", {{"state", kms.state}, {"pid", kms.pid}, {"restarts", kms.restarts}, {"reason", kms.reason}});
     daemon_.status("kms " + kms.state + (kms.reason.empty() ? "" : ": " + kms.reason));
-    const auto add = [this](auto event) { waiting_.push_back(bus::Client::make_event(std::move(event))); };
+    const auto add = [this, &kms](auto event)
+    {
+        waiting_.push_back(bus::Client::make_event(std::move(event)));
+        log::info("kms changed", {{"event", waiting_.back().type},
+                                  {"state", kms.state},
+                                  {"pid", kms.pid},
+                                  {"restarts", kms.restarts},
+                                  {"reason", kms.reason}});
+    };
     switch (notice)
     {
     case Notice::starting:

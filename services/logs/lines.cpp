@@ -254,7 +254,9 @@ std::size_t json_size(std::string_view text)
     for (const char c : text)
     {
         const auto byte = static_cast<unsigned char>(c);
-        size += byte < 0x20 || byte == 0x7F ? 6 : c == '"' || c == '\\' ? 2 : 1;
+        const bool escaped = c == '"' || c == '\\';
+        const bool replaceable = byte >= 0x80; // no UTF-8: U+FFFD takes three
+        size += byte < 0x20 || byte == 0x7F ? 6 : replaceable ? 3 : escaped ? 2 : 1;
     }
     return size;
 }

@@ -65,7 +65,11 @@ Task<Result<Done>> Vmm::start_locked(VmPtr vm, bool automatic)
     vm->image_version = image->version;
     vm->starting = true;
     auto launched = co_await launch(vm, *image, *choice);
-    if (launched) { launched = co_await await_monitor(vm); }
+    if (launched)
+    {
+        auto answering = co_await await_monitor(vm);
+        launched = std::move(answering);
+    }
     vm->starting = false;
     if (launched)
     {
@@ -197,7 +201,8 @@ Task<Result<Done>> Vmm::launch(VmPtr vm, const Image& image, AccelProbe::Choice 
     auto watch = process::PidWatch::open(loop_, *who);
     if (!watch)
     {
-        co_await record_exit(vm, std::string{});
+        std::string unknown;
+        co_await record_exit(vm, std::move(unknown));
         std::string reason = vm->state.exit_reason;
         co_return Error{Errc::failed_precondition, std::move(reason), {}, {}};
     }
@@ -364,7 +369,8 @@ void Vmm::schedule_restart(const VmPtr& vm)
 
 Task<> Vmm::restart_later(VmPtr vm, std::uint64_t delay_ms, std::uint64_t run)
 {
-    co_await sleep_for(loop_, milliseconds{static_cast<std::int64_t>(delay_ms)});
+    const milliseconds delay(static_cast<std::int64_t>(delay_ms));
+    co_await sleep_for(loop_, delay);
     auto guard = co_await vm->lock.lock();
     if (vm->run != run || !vm->state.started || vm->running() || vm->removing) { co_return; }
     ++vm->restarts;

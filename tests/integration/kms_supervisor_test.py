@@ -4,10 +4,11 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import unittest
 
 from kms_support import SEED, Webhook, call, kms_config, tee_tool
-from mesh import Prefix, alive, bus_config, free_port, need, processes_of, program, wait_for
+from mesh import BUILD, Prefix, alive, bus_config, free_port, need, processes_of, program, wait_for
 
 
 def setUpModule():
@@ -71,6 +72,12 @@ class Life(Case):
         pinned = json.loads(self.pin.read_text())
         self.assertEqual(pinned, json.loads((self.prefix.state("kms-local") / "identity.json").read_text()))
         self.assertEqual((ready["ca_fingerprint"], ready["k256_pubkey"]), (pinned["ca_fingerprint"], pinned["k256_pubkey"]))
+        answer = subprocess.run([str(BUILD / "tests/integration/bus_probe"), str(self.prefix.bus), "call", "kms.status", "{}"], capture_output=True,
+                                text=True, timeout=20).stdout
+        self.assertTrue(answer.startswith("ok "), answer)
+        status = json.loads(answer[3:])
+        self.assertEqual({key: status[key] for key in ready}, ready)
+        self.assertTrue(status["observed_at"].endswith("Z"))
 
     def test_a_kms_that_dies_is_started_again(self):
         self.supervise()
