@@ -1,6 +1,7 @@
 """dstackup dev: starts the mesh, keeps it running, adopts it, stops it and nothing else."""
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,6 +141,30 @@ class Down(unittest.TestCase):
             done = subprocess.run([program("dstackup"), "dev", "status", "--json", "--prefix", prefix.path], capture_output=True, text=True)
             self.assertEqual(done.returncode, 3)
             self.assertEqual(json.loads(done.stdout)["error"]["code"], "not_found")
+
+
+class Rebuilt(unittest.TestCase):
+    def test_services_whose_program_was_replaced_are_restarted(self):
+        with Mesh() as mesh:
+            tree = mesh.path / "libexec/dstack"  # the last place where programs are looked for: a copy that may be replaced
+            mesh.down()
+            tree.mkdir(parents=True)
+            for name in SERVICES + ["kms-local"]:
+                shutil.copy(program(name), tree)
+            shutil.copy(program("dstackup"), mesh.path / "dstackup")
+
+            def up():
+                done = subprocess.run([mesh.path / "dstackup", "dev", "up", "--prefix", mesh.path], capture_output=True, text=True)
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+                return done.stderr
+            up()
+            before = pids(mesh)
+            (tree / "dstack-allocator").unlink()
+            shutil.copy(program("allocator"), tree)
+            self.assertIn("restarting 1 services", up())
+            after = pids(mesh)
+            self.assertEqual([name for name in SERVICES if before[name] != after[name]], ["allocator"])
+            self.assertTrue(mesh.status()["ready"])
 
 
 class Refusals(unittest.TestCase):
