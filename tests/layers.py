@@ -129,8 +129,8 @@ def sanitizers(counts):
     """The unit tests again under AddressSanitizer and UndefinedBehaviorSanitizer."""
     if not (ASAN_BUILD / "build.ninja").exists():
         env = {} if "CXX" in os.environ or run(["sh", "-c", "command -v ccache"])[0] else {"CC": "ccache gcc", "CXX": "ccache g++"}
-        code, output = run(["meson", "setup", str(ASAN_BUILD), str(TOP), "-Db_sanitize=address,undefined", "-Doptimization=1",
-                            "-Ddebug=true", "-Db_lundef=false"], 300, env)
+        code, output = run(["meson", "setup", str(ASAN_BUILD), str(TOP), "-Db_sanitize=address,undefined", "-Doptimization=0",
+                            "-Ddebug=false", "-Dcpp_args=-g1", "-Db_lundef=false"], 300, env)
         if code != 0:
             report("configure", False, output)
             counts.add(failed=1)
