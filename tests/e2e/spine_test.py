@@ -152,7 +152,7 @@ class BadInput(unittest.TestCase):
                 self.refused((2,), "app", text)
 
     def test_names(self):
-        for name in ("a b", "../x", "a;b", "", "x" * 300):
+        for name in ("a/b", "../x", "a;b", "", "x" * 300):
             with self.subTest(name):
                 self.refused((2,), name)
 
@@ -177,7 +177,7 @@ class BadInput(unittest.TestCase):
         os.kill(self.mesh.of("vmm-local")["pid"], signal.SIGKILL)
         wait_for(lambda: self.mesh.of("vmm-local")["state"] == "failed", "the VMM is not restarted", 30)
         try:
-            message = self.refused((1, 7, 8, 10), "app")
+            message = self.refused((3,), "app")
             self.assertIn("vmm", message.lower())
             self.assertIn("deploy.failed", types(self.mesh.events()))
         finally:
