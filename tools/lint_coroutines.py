@@ -4,7 +4,7 @@
     auto x = co_await f(named);      co_await f(named);      co_return co_await f(named);
 
 with no braces (but for a plain duration), lambda or ?: inside the awaited expression, and never in a condition or a sub-expression. A lambda that
-is a coroutine must not capture: its closure dies before the coroutine does. See docs/decisions/coroutines.md."""
+is a coroutine must not capture: its closure dies before the coroutine does. See docs/decisions/0003-tasks-without-symmetric-transfer.md."""
 import re
 import sys
 from pathlib import Path

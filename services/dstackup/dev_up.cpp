@@ -266,16 +266,67 @@ struct Up
     bool already = false;
 };
 
-/// The supervisor runs: nothing to do, or only to try again what it gave up.
-Result<Up> join_running(const Layout& layout, const DevUp& wish, const process::Identity& supervisor,
-                        Clock::time_point deadline)
+/// Services whose program was built anew since they were started.
+std::vector<process::Identity> outdated(const MeshStatus& status)
+{
+    std::vector<process::Identity> out;
+    for (const auto& service : status.services)
+    {
+        std::array<char, 4096> path{};
+        const std::string link = "/proc/" + std::to_string(service.process.pid) + "/exe";
+        const ssize_t length = service.process.pid == 0 ? 0 : readlink(link.c_str(), path.data(), path.size());
+        if (length <= 0 || !process::alive(service.process)) { continue; }
+        if (std::string_view{path.data(), static_cast<std::size_t>(length)}.ends_with(" (deleted)"))
+        {
+            out.push_back(service.process);
+        }
+    }
+    return out;
+}
+
+/// Ends them; the supervisor starts the new programs. Guests run on, as with any restart.
+void restart(const std::vector<process::Identity>& old, Clock::time_point deadline)
+{
+    for (const auto& who : old)
+    {
+        if (process::alive(who)) { kill(who.pid, SIGTERM); }
+    }
+    const auto gone = [&]
+    { return std::none_of(old.begin(), old.end(), [](const auto& who) { return process::alive(who); }); };
+    while (!gone() && Clock::now() < deadline) { poll(nullptr, 0, 5); }
+}
+
+/// Until the supervisor has seen the end of all these.
+void wait_seen(const Layout& layout, const std::vector<process::Identity>& old, Clock::time_point deadline)
+{
+    while (Clock::now() < deadline)
+    {
+        const auto status = read_status(layout);
+        const auto is_old = [&](const ServiceStatus& s)
+        { return std::find(old.begin(), old.end(), s.process) != old.end(); };
+        if (status && std::none_of(status->services.begin(), status->services.end(), is_old)) { return; }
+        poll(nullptr, 0, 5);
+    }
+}
+
+/// The supervisor runs: nothing to do, or only to try again what it gave up, and to restart what was built anew.
+Result<Up> join_running(const Global& global, const Layout& layout, const DevUp& wish,
+                        const process::Identity& supervisor, Clock::time_point deadline)
 {
     auto settings = read_settings(layout);
     if (!settings) { return std::move(settings).error(); }
     const auto same = refuse_other_ports(*settings, wish);
     if (!same) { return same.error(); }
     auto status = read_status(layout);
-    if (status && status->all_ready()) { return Up{*settings, *status, true}; }
+    const auto old = status ? outdated(*status) : std::vector<process::Identity>{};
+    if (!old.empty())
+    {
+        say(global, "restarting " + std::to_string(old.size()) + " services whose programs were built anew");
+        restart(old, deadline);
+        wait_seen(layout, old, deadline);
+        status = read_status(layout);
+    }
+    else if (status && status->all_ready()) { return Up{*settings, *status, true}; }
     if (status && status->failed() != nullptr)
     {
         kill(supervisor.pid, SIGHUP); // try again
@@ -291,13 +342,16 @@ Result<Up> join_running(const Layout& layout, const DevUp& wish, const process::
     return Up{*settings, *ready, false};
 }
 
-Result<Up> bring_up(const Layout& layout, const DevUp& wish, Clock::time_point deadline)
+Result<Up> bring_up(const Global& global, const Layout& layout, const DevUp& wish, Clock::time_point deadline)
 {
     auto made = make_layout(layout);
     if (!made) { return std::move(made).error(); }
     auto lock = state::FileLock::acquire(layout.up_lock(), lock_wait);
     if (!lock) { return std::move(lock).error().within("another dstackup dev up or down is at work"); }
-    if (const auto running = running_supervisor(layout)) { return join_running(layout, wish, *running, deadline); }
+    if (const auto running = running_supervisor(layout))
+    {
+        return join_running(global, layout, wish, *running, deadline);
+    }
 
     auto settings = choose_settings(layout, wish);
     if (!settings) { return std::move(settings).error(); }
@@ -325,7 +379,7 @@ int dev_up(const Global& global, const DevUp& wish)
     const Layout layout{global.prefix};
     const auto began = Clock::now();
     const auto deadline = began + std::chrono::seconds{global.timeout_s > 0 ? global.timeout_s : default_timeout_s};
-    auto up = bring_up(layout, wish, deadline);
+    auto up = bring_up(global, layout, wish, deadline);
     if (!up) { return print_error(global, up.error()); }
     auto allowed = allow_new_images(layout, image_digests(layout));
     if (!allowed) { return print_error(global, allowed.error()); }

@@ -353,9 +353,12 @@ Task<> Supervisor::bound_logs()
     while (true)
     {
         co_await sleep_for(loop_, log_check_period);
-        for (const auto& slot : slots_)
+        std::vector<std::string> names{"supervisor"};
+        for (const auto& service : roster) { names.emplace_back(service.name); }
+        for (const auto& service : grandchildren) { names.emplace_back(service.name); }
+        for (const auto& name : names)
         {
-            std::string path = layout_.log(slot.service.name);
+            std::string path = layout_.log(name);
             auto work = [path] { return bound_log(path, max_log_bytes); };
             const auto bounded = co_await offload(loop_, work);
             if (!bounded) { log::warn("log not bounded", {{"error", bounded.error().message}}); }

@@ -69,7 +69,14 @@ struct Read
     std::uint64_t from = 0;
     bool tail = false;
     PageLimits limits;
-    Result<Page> operator()() const { return tail ? source->store->tail(limits) : source->store->from(from, limits); }
+    Result<Page> operator()() const
+    {
+        const LineStore& store = *source->store;
+        if (!tail) { return store.from(from, limits); }
+        // The first of the newest lines; the others follow page by page.
+        const std::uint64_t next = store.next();
+        return store.from(std::max(store.first(), next > limits.lines ? next - limits.lines : 1), limits);
+    }
 };
 
 Task<Result<Done>> stream(Loop* loop, Read read, bool follow, bool as_json, http::BodyWriter* out)
@@ -89,7 +96,7 @@ Task<Result<Done>> stream(Loop* loop, Read read, bool follow, bool as_json, http
         if (!follow)
         {
             wanted -= std::min(wanted, page->lines.size());
-            if (!some || read.tail || wanted == 0) { co_return Done{}; }
+            if (!some || wanted == 0) { co_return Done{}; }
             read.limits.lines = wanted;
         }
         read.from = page->next;
@@ -103,23 +110,41 @@ Task<Result<Done>> stream(Loop* loop, Read read, bool follow, bool as_json, http
 }
 } // namespace
 
-http::Response Api::list() const
+namespace
+{
+struct Listed
+{
+    SourceInfo info;
+    std::shared_ptr<LineStore> store;
+};
+
+/// On a pool thread: a store may be busy writing.
+std::string list_text(const std::vector<Listed>& sources)
 {
     json out = json::array();
-    for (const auto& [name, source] : collector_.sources())
+    for (const Listed& one : sources)
     {
-        const SourceInfo& info = source->info;
-        out.push_back({{"kind", info.kind == SourceInfo::Kind::vm ? "vm" : "service"},
-                       {"id", info.id},
-                       {"name", info.name},
-                       {"app_id", info.app_id},
-                       {"removed", info.removed},
-                       {"first", source->store->first()},
-                       {"next", source->next},
-                       {"bytes", source->store->bytes()}});
+        out.push_back({{"kind", one.info.kind == SourceInfo::Kind::vm ? "vm" : "service"},
+                       {"id", one.info.id},
+                       {"name", one.info.name},
+                       {"app_id", one.info.app_id},
+                       {"removed", one.info.removed},
+                       {"first", one.store->first()},
+                       {"next", one.store->next()},
+                       {"bytes", one.store->bytes()}});
     }
     const json body = {{"sources", std::move(out)}};
-    return http::json_response(200, body.dump(-1, ' ', false, json::error_handler_t::replace) + "\n");
+    return body.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+}
+} // namespace
+
+Task<http::Response> Api::list() const
+{
+    std::vector<Listed> sources;
+    for (const auto& [name, source] : collector_.sources()) { sources.push_back({source->info, source->store}); }
+    auto work = [sources] { return list_text(sources); };
+    auto text = co_await offload(loop_, work);
+    co_return http::json_response(200, std::move(text));
 }
 
 Task<http::Response> Api::answer(http::Request request)
@@ -132,7 +157,11 @@ Task<http::Response> Api::answer(http::Request request)
         response.headers.add("Allow", "GET, HEAD");
         co_return response;
     }
-    if (path == "/logs" || path == "/logs/") { co_return list(); }
+    if (path == "/logs" || path == "/logs/")
+    {
+        auto listing = list();
+        co_return co_await listing;
+    }
     if (path == "/health") { co_return http::json_response(200, "{\"status\":\"ok\"}\n"); }
     if (!path.starts_with("/logs/"))
     {
@@ -184,20 +213,20 @@ Task<Result<schema::LogsQuery::Reply>> Api::query(schema::LogsQuery query)
     }
     auto source = collector_.find(query.source);
     if (!source) { co_return std::move(source).error(); }
-    Read read;
-    read.source = *source;
-    read.from = query.from;
-    read.tail = query.tail;
-    read.limits.lines = query.lines;
+    PageLimits limits;
+    limits.lines = query.lines;
+    auto read = [source = *source, from = query.from, tail = query.tail, limits]
+    { return tail ? source->store->tail(limits) : source->store->from(from, limits); };
     auto page = co_await offload(loop_, read);
     if (!page) { co_return std::move(page).error(); }
     schema::LogsQuery::Reply reply;
-    reply.source = read.source->info.id;
+    const SourceInfo& info = (*source)->info;
+    reply.source = info.id;
     for (const Line& line : page->lines) { reply.lines.push_back(to_schema(line)); }
     reply.next = page->next;
     if (!url_.empty())
     {
-        const bool vm = read.source->info.kind == SourceInfo::Kind::vm;
+        const bool vm = info.kind == SourceInfo::Kind::vm;
         reply.follow_url = url_ + "/logs/" + (vm ? "vm:" : "service:") + reply.source +
                            "?follow=true&format=json&from=" + std::to_string(reply.next);
     }

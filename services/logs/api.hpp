@@ -21,7 +21,7 @@ class Api
 
   private:
     Task<Result<http::Response>> lines(http::Request request);
-    http::Response list() const;
+    Task<http::Response> list() const;
     Loop& loop_;
     Collector& collector_;
     std::string url_;

@@ -148,8 +148,7 @@ Task<Result<Done>> Collector::start()
         auto added = co_await adding;
         if (!added) { log::error("log store not readable", {{"source", info.id}, {"error", added.error().message}}); }
     }
-    co_await scan();
-    scope_.spawn(chores());
+    scope_.spawn(chores()); // looks for what is new without holding up readiness
     co_return Done{};
 }
 
@@ -172,8 +171,8 @@ Task<> Collector::chores()
 {
     for (int i = 1;; ++i)
     {
-        co_await sleep_for(loop_, scan_every);
         co_await scan();
+        co_await sleep_for(loop_, scan_every);
         if (i % scans_per_bound == 0) { co_await bound_total(); }
     }
 }

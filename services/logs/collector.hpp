@@ -35,7 +35,7 @@ class Collector
     Collector& operator=(const Collector&) = delete;
     ~Collector();
 
-    /// Opens what the store has and looks for VMs and services; then goes on by itself.
+    /// Opens what the store has; then looks for VMs and services and follows them by itself.
     Task<Result<Done>> start();
     /// Looks into vm_root and service_log_dir now.
     Task<> scan();

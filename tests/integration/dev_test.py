@@ -1,6 +1,7 @@
 """dstackup dev: starts the mesh, keeps it running, adopts it, stops it and nothing else."""
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,10 +53,12 @@ class Life(unittest.TestCase):
         self.assertIn("other ports", done.stderr)
 
     def test_what_dies_is_restarted(self):
-        before = self.mesh.of("allocator")
+        first = self.mesh.of("auth")
+        os.kill(first["pid"], signal.SIGKILL)
+        before = self.ready_with_new("auth", first["pid"])  # a child of this supervisor, not an adopted one
         os.kill(before["pid"], signal.SIGKILL)
-        after = self.ready_with_new("allocator", before["pid"])
-        self.assertEqual(after["restarts"], before["restarts"] + 1)
+        after = self.ready_with_new("auth", before["pid"])
+        self.assertEqual(after["restarts"], first["restarts"] + 2)
         self.assertEqual(after["last_exit"], "killed by signal 9")
 
     def test_supervisor_is_replaced_and_adopts(self):
@@ -103,7 +106,7 @@ class Down(unittest.TestCase):
         with Mesh() as mesh:
             # A bystander that looks like one of ours, with another prefix.
             bystander = subprocess.Popen(["/bin/sh", "-c", "read x", "dstack-auth", "--config", "/nowhere/etc/dstack/auth.toml"], stdin=subprocess.PIPE)
-            self.addCleanup(bystander.wait)
+            self.addCleanup(bystander.communicate)
             self.addCleanup(bystander.kill)
             before = pids(mesh)
             self.assertGreaterEqual(len(before), 8, "kms-local is shown too")
@@ -138,6 +141,30 @@ class Down(unittest.TestCase):
             done = subprocess.run([program("dstackup"), "dev", "status", "--json", "--prefix", prefix.path], capture_output=True, text=True)
             self.assertEqual(done.returncode, 3)
             self.assertEqual(json.loads(done.stdout)["error"]["code"], "not_found")
+
+
+class Rebuilt(unittest.TestCase):
+    def test_services_whose_program_was_replaced_are_restarted(self):
+        with Mesh() as mesh:
+            tree = mesh.path / "libexec/dstack"  # the last place where programs are looked for: a copy that may be replaced
+            mesh.down()
+            tree.mkdir(parents=True)
+            for name in SERVICES + ["kms-local"]:
+                shutil.copy(program(name), tree)
+            shutil.copy(program("dstackup"), mesh.path / "dstackup")
+
+            def up():
+                done = subprocess.run([mesh.path / "dstackup", "dev", "up", "--prefix", mesh.path], capture_output=True, text=True)
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+                return done.stderr
+            up()
+            before = pids(mesh)
+            (tree / "dstack-allocator").unlink()
+            shutil.copy(program("allocator"), tree)
+            self.assertIn("restarting 1 services", up())
+            after = pids(mesh)
+            self.assertEqual([name for name in SERVICES if before[name] != after[name]], ["allocator"])
+            self.assertTrue(mesh.status()["ready"])
 
 
 class Refusals(unittest.TestCase):

@@ -32,10 +32,10 @@ class Case(unittest.TestCase):
         if self.bus:
             self.prefix.start("bus", bus_config(self.prefix))
 
-    def supervise(self, restart="backoff_initial_ms = 20\nbackoff_max_ms = 80\nbudget = 3\nhung_after_ms = 600\n", **kms):
+    def supervise(self, restart="backoff_initial_ms = 20\nbackoff_max_ms = 80\nbudget = 3\nhung_after_ms = 1500\n", **kms):
         settings = {"url": f"https://127.0.0.1:{self.port}", "program": str(program("kms-local")), "config": str(self.kms_toml),
                     "log": str(self.prefix.path / "var/log/dstack/kms-local.log"), "state_dir": str(self.prefix.state("kms-supervisor")),
-                    "probe_interval_ms": 100, "probe_timeout_ms": 300, **kms}
+                    "probe_interval_ms": 100, "probe_timeout_ms": 1000, **kms}
         text = "[kms]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
         text += f'\n[restart]\n{restart}\n[bus]\ndirectory = "{self.prefix.bus}"\n'
         self.supervisor = self.prefix.start("kms-supervisor", text)
@@ -56,8 +56,10 @@ class Case(unittest.TestCase):
                 found.append((envelope["type"], envelope["data"]))
         return found
 
-    def wait_for_event(self, name, count=1):
-        return wait_for(lambda: [data for kind, data in self.events() if kind == name][count - 1:], f"event {name} number {count}")[0]
+    def wait_for_event(self, name, count=1, such_that=lambda data: True):
+        """The data of the count-th such event. On a slow machine a probe may fail more often than the test makes it fail."""
+        return wait_for(lambda: [data for kind, data in self.events() if kind == name and such_that(data)][count - 1:],
+                        f"event {name} number {count}")[0]
 
     def kms_pid(self):
         return wait_for(lambda: next(iter(processes_of(f"dstack-kms-local --config {self.kms_toml}")), None), "a KMS process")
@@ -84,10 +86,9 @@ class Life(Case):
         self.wait_for_event("kms.ready")
         first = self.kms_pid()
         os.kill(first, signal.SIGKILL)
-        self.assertEqual(self.wait_for_event("kms.unready")["state"], "backoff")
-        again = self.wait_for_event("kms.ready", 2)
+        self.wait_for_event("kms.unready", such_that=lambda data: data["state"] == "backoff" and data["pid"] == 0)
+        again = self.wait_for_event("kms.ready", such_that=lambda data: data["pid"] != first)
         self.assertEqual(again["restarts"], 1)
-        self.assertNotEqual(again["pid"], first)
         self.assertEqual(call(self.port, "GetMeta")[0], 200)
 
     def test_a_supervisor_that_dies_leaves_the_kms_alone_and_the_next_adopts_it(self):
@@ -103,16 +104,15 @@ class Life(Case):
         self.assertEqual(self.wait_for_event("kms.ready", 3)["pid"], kms)
         self.assertEqual(len([kind for kind, _ in self.events() if kind == "kms.starting"]), 1)
         os.kill(kms, signal.SIGKILL)  # an adopted one is watched like any other
-        self.assertNotEqual(self.wait_for_event("kms.ready", 4)["pid"], kms)
+        self.wait_for_event("kms.ready", such_that=lambda data: data["pid"] != kms)
 
     def test_a_webhook_outage_is_unready_and_restarts_nothing(self):
         self.supervise()
         self.wait_for_event("kms.ready")
         kms = self.kms_pid()
         self.webhook.info = (503, b"down")
-        unready = self.wait_for_event("kms.unready")
+        unready = self.wait_for_event("kms.unready", such_that=lambda data: "returned 503" in data["reason"])
         self.assertEqual((unready["state"], unready["pid"]), ("unready", kms))
-        self.assertIn("returned 503", unready["reason"])
         self.webhook.info = (200, {"status": "ok", "kmsContractAddr": "", "gatewayAppId": "", "chainId": 0, "appImplementation": ""})
         self.assertEqual(self.wait_for_event("kms.ready", 2)["pid"], kms)
 
@@ -122,8 +122,7 @@ class Life(Case):
         kms = self.kms_pid()
         os.kill(kms, signal.SIGSTOP)
         self.addCleanup(lambda: alive(kms) and os.kill(kms, signal.SIGKILL))
-        again = self.wait_for_event("kms.ready", 2)
-        self.assertNotEqual(again["pid"], kms)
+        self.wait_for_event("kms.ready", such_that=lambda data: data["pid"] != kms)
         self.assertFalse(alive(kms))
 
 
