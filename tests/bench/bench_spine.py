@@ -34,7 +34,7 @@ def seconds_to_page(port, began):
 
 
 def guest_of(mesh):
-    return wait_for(lambda: [p for p, c in processes_of(f"{mesh.path}/var/lib/dstack/vmm-local/").items() if "qemu-system" in c], "the guest's QEMU", 60)[0]
+    return wait_for(lambda: [p for p, c in processes_of(f"{mesh.path}/var/lib/dstack/vmm-local/vms/").items() if "qemu-system" in c], "the guest's QEMU", 60)[0]
 
 
 def deploy_once(mesh, name, *more):
