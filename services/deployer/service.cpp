@@ -16,6 +16,7 @@ namespace dstack::deployer
 namespace
 {
 constexpr std::uint64_t probe_age_ms = 30'000; ///< an older answer of a port is asked for again
+constexpr std::uint64_t start_limit_ms = 300'000; ///< for a started guest to answer, emulated and on a busy host
 constexpr milliseconds connect_limit{30'000};
 
 Result<Done> check_compose(std::string_view text)
@@ -404,7 +405,7 @@ Task<Result<Deployer::BegunReply>> Deployer::change(std::string kind, std::strin
     work.operation = new_operation(kind, *name, context);
     work.operation.step = kind == "start" ? "start_vm" : kind;
     work.operation.force = force;
-    work.operation.ready_timeout_ms = 120'000;
+    work.operation.ready_timeout_ms = start_limit_ms;
     work.app = facts;
     reply.operation = work.operation.id;
     answer.reply = schema::to_json(reply);

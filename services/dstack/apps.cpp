@@ -14,7 +14,7 @@ namespace dstack::cli
 
 namespace
 {
-constexpr milliseconds operation_limit{180'000};
+constexpr milliseconds operation_limit{330'000};
 
 std::uint64_t now_ms()
 {

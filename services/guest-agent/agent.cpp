@@ -29,7 +29,10 @@ Result<Done> write_small(const std::string& path, std::string_view text)
 {
     const process::Fd fd{::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
     if (!fd) { return errno_error("open " + path, errno); }
-    if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size())) { return errno_error("write " + path, errno); }
+    if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    {
+        return errno_error("write " + path, errno);
+    }
     return Done{};
 }
 
@@ -37,8 +40,10 @@ class Agent
 {
   public:
     Agent(Daemon& daemon, Config config)
-        : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), console_(loop_), over_(loop_), scope_(loop_), boot_scope_(loop_),
-          server_(loop_, {}, [this](http::Request request) { return answer(std::move(request)); }), button_(loop_, [&daemon] { daemon.request_stop(); })
+        : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), console_(loop_), over_(loop_),
+          scope_(loop_), boot_scope_(loop_),
+          server_(loop_, {}, [this](http::Request request) { return answer(std::move(request)); }),
+          button_(loop_, [&daemon] { daemon.request_stop(); })
     {
     }
 
@@ -112,7 +117,8 @@ class Agent
 };
 
 /// The environment that the deployer encrypted for this app (D.4).
-Result<compose::Variables> open_environment(const AppKeys& keys, std::string_view blob, const std::vector<std::string>& allowed)
+Result<compose::Variables> open_environment(const AppKeys& keys, std::string_view blob,
+                                            const std::vector<std::string>& allowed)
 {
     auto secret = crypto::from_hex_fixed<32>(keys.env_crypt_key);
     if (!secret) { return std::move(secret).error().within("env_crypt_key"); }
@@ -150,7 +156,10 @@ Result<Done> Agent::make_containers(compose::ComposeApp app, const std::vector<S
     for (const compose::Service& service : app.services) { hosts += "127.0.0.1 " + service.name + "\n"; }
     if (auto written = write_small("/run/dstack/hosts", hosts); !written) { return written; }
     // Containers share this network: their users may bind low ports, as in a network of their own.
-    if (auto set = write_small("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0\n"); !set) { log::warn("low ports stay reserved", {{"error", set.error().message}}); }
+    if (auto set = write_small("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0\n"); !set)
+    {
+        log::warn("low ports stay reserved", {{"error", set.error().message}});
+    }
     for (compose::Service& service : app.services)
     {
         auto image = find_image(images, service.image);
@@ -188,12 +197,14 @@ bool Agent::all_ready()
     return true;
 }
 
-/// `done` when every published port has its listener. An app that does not come that far is a boot error, and the VM stays up, as upstream's
-/// does: its log is there to be read, and its restart policy may yet help.
+/// `done` when every published port has its listener. An app that does not come that far is a boot error, and the VM
+/// stays up, as upstream's does: its log is there to be read, and its restart policy may yet help.
 Task<> Agent::wait_ready()
 {
     const auto deadline = loop_.now() + config_.ready_timeout;
-    const auto complain = [this](std::string what) { tell_error({Errc::unavailable, "failed to start containers: " + std::move(what), {}, {}}); };
+    const auto complain = [this](std::string what) {
+        tell_error({Errc::unavailable, "failed to start containers: " + std::move(what), {}, {}});
+    };
     while (!all_ready())
     {
         for (const auto& container : containers_)
@@ -206,7 +217,8 @@ Task<> Agent::wait_ready()
         }
         if (loop_.now() >= deadline)
         {
-            complain("not every published port is listened on after " + std::to_string(config_.ready_timeout.count()) + " ms");
+            complain("not every published port is listened on after " + std::to_string(config_.ready_timeout.count()) +
+                     " ms");
             co_return;
         }
         const milliseconds pause{10};
@@ -249,7 +261,10 @@ Task<Result<Done>> Agent::boot()
     plan_ = std::move(*plan);
     notifier_.emplace(loop_, plan_->host_api_url);
     console_.write(console_report(*plan_));
-    for (const std::string& warning : plan_->warnings) { log::warn("not done in a development guest", {{"what", warning}}); }
+    for (const std::string& warning : plan_->warnings)
+    {
+        log::warn("not done in a development guest", {{"what", warning}});
+    }
     if (auto opened = open_rpc(); !opened) { co_return opened; }
 
     std::string simulator = share->simulator.value_or(std::string{});
@@ -262,7 +277,10 @@ Task<Result<Done>> Agent::boot()
     progress("setting up docker");
     auto app = compose::parse_compose(plan_->compose_file, *variables);
     if (!app) { co_return std::move(app).error().within("docker_compose_file"); }
-    for (const std::string& volume : app->volumes) { log::warn("volume is in memory: it ends with the vm", {{"volume", volume}}); }
+    for (const std::string& volume : app->volumes)
+    {
+        log::warn("volume is in memory: it ends with the vm", {{"volume", volume}});
+    }
     auto images = open_image_store();
     if (!images) { co_return std::move(images).error(); }
     if (auto made = make_containers(std::move(*app), *images); !made) { co_return made; }

@@ -31,7 +31,8 @@ http::ClientRequest rpc(const std::string& url, std::string_view method, std::st
 }
 
 /// The texts of an answer's fields, in the order asked for.
-Result<std::vector<std::string>> fields(const http::ClientResponse& response, std::string_view method, std::initializer_list<const char*> names)
+Result<std::vector<std::string>> fields(const http::ClientResponse& response, std::string_view method,
+                                        std::initializer_list<const char*> names)
 {
     if (response.status != 200)
     {
@@ -77,7 +78,8 @@ Task<Result<TempCa>> temp_ca(http::Client& client, std::string url)
     co_return TempCa{std::move((*values)[0]), std::move((*values)[1]), std::move((*values)[2])};
 }
 
-Task<Result<AppKeys>> from_one(http::Client& client, std::string url, const BootPlan& plan, const std::string& simulator)
+Task<Result<AppKeys>> from_one(http::Client& client, std::string url, const BootPlan& plan,
+                               const std::string& simulator)
 {
     auto ca = co_await temp_ca(client, url);
     if (!ca) { co_return std::move(ca).error(); }

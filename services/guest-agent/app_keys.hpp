@@ -12,9 +12,9 @@ struct AppKeys
     std::string os_image_hash; ///< hex or empty
 };
 
-/// The guest's side of dstack-protocol.md E.2: each KMS URL in turn, a client certificate that carries a quote over its own key, and a
-/// connection that trusts only the KMS's CA. While no KMS answers at all it tries again until `limit`. Every URL failing gives the
-/// first URL's error; a denial is permission_denied and quotes the KMS.
+/// The guest's side of dstack-protocol.md E.2: each KMS URL in turn, a client certificate that carries a quote over its
+/// own key, and a connection that trusts only the KMS's CA. While no KMS answers at all it tries again until `limit`.
+/// Every URL failing gives the first URL's error; a denial is permission_denied and quotes the KMS.
 Task<Result<AppKeys>> fetch_app_keys(Loop& loop, BootPlan plan, std::string simulator, milliseconds limit);
 
 } // namespace dstack::guest

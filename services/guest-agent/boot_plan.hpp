@@ -40,13 +40,13 @@ struct BootPlan
     std::string compose_file{}; ///< docker compose YAML
     std::string app_compose{};
     std::vector<std::string> allowed_envs{};
-    bool simulated = false;     ///< a simulator config vouches for this boot
+    bool simulated = false; ///< a simulator config vouches for this boot
     bool public_tcbinfo = true;
     std::vector<std::string> warnings{}; ///< what the app asked for and a development guest does not do
 };
 
-/// Fails closed: a compose file that differs from what the host's statement says, or a feature whose absence would change what
-/// the app does, ends the boot. `fresh_seed` is used when the host gave none.
+/// Fails closed: a compose file that differs from what the host's statement says, or a feature whose absence would
+/// change what the app does, ends the boot. `fresh_seed` is used when the host gave none.
 Result<BootPlan> plan_boot(const Share& share, const crypto::Bytes20& fresh_seed);
 
 /// Where a boot that cannot even be planned is reported to; empty when the share does not say.
@@ -59,6 +59,7 @@ std::string console_report(const BootPlan& plan);
 std::string instance_info_json(const BootPlan& plan);
 
 /// The decrypted environment (D.4) as name and value, of the names in `allowed` only.
-Result<std::vector<std::pair<std::string, std::string>>> read_env(std::string_view json, const std::vector<std::string>& allowed);
+Result<std::vector<std::pair<std::string, std::string>>> read_env(std::string_view json,
+                                                                  const std::vector<std::string>& allowed);
 
 } // namespace dstack::guest

@@ -31,7 +31,8 @@ void Console::drain()
         if (done < 0 && errno == EINTR) { continue; }
         if (done < 0 && errno == EAGAIN && poll_)
         {
-            uv_poll_start(poll_.get(), UV_WRITABLE, [](uv_poll_t* h, int, int) { static_cast<Console*>(h->data)->drain(); });
+            uv_poll_start(poll_.get(), UV_WRITABLE,
+                          [](uv_poll_t* h, int, int) { static_cast<Console*>(h->data)->drain(); });
             if (full()) { room_.reset(); }
             return;
         }

@@ -7,7 +7,8 @@
 namespace dstack::guest
 {
 
-/// Writes to the serial console without ever blocking the loop: a slow console slows the containers that talk, nothing else.
+/// Writes to the serial console without ever blocking the loop: a slow console slows the containers that talk, nothing
+/// else.
 class Console
 {
   public:

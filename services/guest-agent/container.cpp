@@ -34,22 +34,27 @@ Result<Done> write_file(const std::string& path, std::string_view text)
 {
     const process::Fd fd{::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
     if (fd.get() < 0) { return errno_error("create " + path, errno); }
-    if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size())) { return errno_error("write " + path, errno); }
+    if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    {
+        return errno_error("write " + path, errno);
+    }
     return Done{};
 }
 
 /// The image's own file, or nothing: what is missing there names no user.
 std::string image_file(const StoredImage& image, std::string_view name)
 {
-    auto text = read_bounded(std::string{store_mount} + "/" + image.folder + "/rootfs/" + std::string{name}, 1024 * 1024);
+    auto text =
+        read_bounded(std::string{store_mount} + "/" + image.folder + "/rootfs/" + std::string{name}, 1024 * 1024);
     return text ? std::move(*text) : std::string{};
 }
 
 } // namespace
 
 Container::Container(Loop& loop, Console& console, compose::Service service, StoredImage image)
-    : loop_(loop), console_(console), service_(std::move(service)), image_(std::move(image)), folder_("/run/dstack/containers/" + service_.name),
-      prefix_(service_.name), started_(loop), ended_(loop), stop_(loop), scope_(loop)
+    : loop_(loop), console_(console), service_(std::move(service)), image_(std::move(image)),
+      folder_("/run/dstack/containers/" + service_.name), prefix_(service_.name), started_(loop), ended_(loop),
+      stop_(loop), scope_(loop)
 {
 }
 
@@ -57,7 +62,8 @@ Container::~Container() = default;
 
 Result<Done> Container::prepare()
 {
-    auto user = resolve_user(service_.user.empty() ? image_.config.user : service_.user, image_file(image_, "etc/passwd"), image_file(image_, "etc/group"));
+    auto user = resolve_user(service_.user.empty() ? image_.config.user : service_.user,
+                             image_file(image_, "etc/passwd"), image_file(image_, "etc/group"));
     if (!user) { return std::move(user).error().within("service " + service_.name); }
     for (const char* part : {"/upper", "/work", "/rootfs"})
     {
@@ -74,13 +80,23 @@ Result<Done> Container::prepare()
     {
         return errno_error("service " + service_.name + ": mount overlay", errno);
     }
-    const ContainerPaths paths{folder_ + "/rootfs", "/run/dstack/hosts", "/etc/resolv.conf", folder_ + "/hostname", std::string{volumes_folder}};
+    const ContainerPaths paths{folder_ + "/rootfs", "/run/dstack/hosts", "/etc/resolv.conf", folder_ + "/hostname",
+                               std::string{volumes_folder}};
     auto spec = oci_spec(service_, image_.config, *user, paths);
     if (!spec) { return std::move(spec).error(); }
     if (auto written = write_file(folder_ + "/config.json", *spec); !written) { return written; }
-    if (auto written = write_file(paths.hostname, (service_.hostname.empty() ? service_.name : service_.hostname) + "\n"); !written) { return written; }
-    if (::mkfifo((folder_ + "/output").c_str(), 0600) != 0) { return errno_error("create " + folder_ + "/output", errno); }
-    output_ = process::Fd{::open((folder_ + "/output").c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC)}; // read and write: never at its end
+    if (auto written =
+            write_file(paths.hostname, (service_.hostname.empty() ? service_.name : service_.hostname) + "\n");
+        !written)
+    {
+        return written;
+    }
+    if (::mkfifo((folder_ + "/output").c_str(), 0600) != 0)
+    {
+        return errno_error("create " + folder_ + "/output", errno);
+    }
+    output_ = process::Fd{
+        ::open((folder_ + "/output").c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC)}; // read and write: never at its end
     if (output_.get() < 0) { return errno_error("open " + folder_ + "/output", errno); }
     return Done{};
 }
@@ -89,7 +105,10 @@ std::optional<int> Container::pid() const
 {
     auto text = read_bounded(folder_ + "/pid", 32);
     int out = 0;
-    if (!text || std::from_chars(text->data(), text->data() + text->size(), out).ec != std::errc{} || out <= 1) { return std::nullopt; }
+    if (!text || std::from_chars(text->data(), text->data() + text->size(), out).ec != std::errc{} || out <= 1)
+    {
+        return std::nullopt;
+    }
     return out;
 }
 
@@ -129,7 +148,9 @@ Task<> Container::once()
     fs::remove(folder_ + "/pid", code);
     fs::remove_all("/run/crun/" + service_.name, code); // left over when crun itself was killed
     process::Spec spec;
-    spec.argv = {std::string{crun}, "--root", "/run/crun", "--cgroup-manager=cgroupfs", "run", "--bundle", folder_, "--pid-file", folder_ + "/pid", service_.name};
+    spec.argv = {
+        std::string{crun}, "--root",         "/run/crun",  "--cgroup-manager=cgroupfs", "run", "--bundle", folder_,
+        "--pid-file",      folder_ + "/pid", service_.name};
     spec.out = {process::Sink::Kind::file, folder_ + "/output"};
     spec.err = spec.out;
     auto child = process::spawn(loop_, spec);
@@ -170,7 +191,9 @@ Task<> Container::run()
         if (ran >= settled_after) { attempts = 1; }
         const auto delay = stop_.is_set() ? std::nullopt : restart_delay(service_.restart, failed_, attempts);
         const auto ran_ms = std::chrono::duration_cast<milliseconds>(ran).count();
-        log::info("service ended", {{"service", service_.name}, {"how", last_exit_}, {"ran_ms", ran_ms}, {"restart", delay.has_value()}});
+        log::info(
+            "service ended",
+            {{"service", service_.name}, {"how", last_exit_}, {"ran_ms", ran_ms}, {"restart", delay.has_value()}});
         if (!delay) { break; }
         auto stopping = wait_stop();
         const std::string what{"restart"};
@@ -200,7 +223,7 @@ Task<> Container::stop(milliseconds grace)
         if (in_time) { co_return; }
         log::warn("service did not stop in time", {{"service", service_.name}, {"grace_ms", grace.count()}});
     }
-    const auto survivor = pid(); // a start that was just under way
+    const auto survivor = pid();                  // a start that was just under way
     if (survivor) { ::kill(*survivor, SIGKILL); } // its namespace ends with it
     auto waiting = wait_ended();
     const std::string what{"kill"};

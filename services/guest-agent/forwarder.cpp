@@ -15,7 +15,10 @@ UvHandle<uv_tcp_t> make_tcp(Loop& loop)
 
 uv_stream_t* stream(const UvHandle<uv_tcp_t>& handle) { return reinterpret_cast<uv_stream_t*>(handle.get()); }
 
-Error uv_error(const std::string& what, int code) { return {Errc::unavailable, what + ": " + uv_strerror(code), {}, {}}; }
+Error uv_error(const std::string& what, int code)
+{
+    return {Errc::unavailable, what + ": " + uv_strerror(code), {}, {}};
+}
 
 } // namespace
 
@@ -83,7 +86,8 @@ struct Forwarder::Pair
         if (got == 0) { return; }
         uv_read_stop(stream(*direction->from));
         if (got < 0) { return end_of(direction, got == UV_EOF); }
-        auto* write = new Write{{}, direction, direction->pair->alive, {direction->buffer.data(), static_cast<std::size_t>(got)}};
+        auto* write =
+            new Write{{}, direction, direction->pair->alive, {direction->buffer.data(), static_cast<std::size_t>(got)}};
         write->request.data = write;
         uv_buf_t bytes = uv_buf_init(write->bytes.data(), static_cast<unsigned>(write->bytes.size()));
         const int code = uv_write(&write->request, stream(*direction->to), &bytes, 1,
@@ -109,7 +113,8 @@ struct Forwarder::Pair
         if (!clean || (pair->up.ended && pair->down.ended)) { return pair->close(); }
         auto* shutdown = new Shutdown;
         shutdown->request.data = shutdown;
-        if (uv_shutdown(&shutdown->request, stream(*direction->to), [](uv_shutdown_t* request, int) { delete static_cast<Shutdown*>(request->data); }) != 0)
+        if (uv_shutdown(&shutdown->request, stream(*direction->to),
+                        [](uv_shutdown_t* request, int) { delete static_cast<Shutdown*>(request->data); }) != 0)
         {
             delete shutdown;
             pair->close();
@@ -134,7 +139,10 @@ Result<Done> Forwarder::listen(const std::string& address, std::uint16_t port, s
     const std::string what = "forward port " + std::to_string(port);
     sockaddr_in where{};
     if (!listener_ || uv_ip4_addr(address.c_str(), port, &where) != 0) { return uv_error(what, UV_EINVAL); }
-    if (const int code = uv_tcp_bind(listener_.get(), reinterpret_cast<const sockaddr*>(&where), 0); code != 0) { return uv_error(what, code); }
+    if (const int code = uv_tcp_bind(listener_.get(), reinterpret_cast<const sockaddr*>(&where), 0); code != 0)
+    {
+        return uv_error(what, code);
+    }
     listener_->data = this;
     const int code = uv_listen(stream(listener_), 128,
                                [](uv_stream_t* s, int status)
@@ -159,14 +167,15 @@ void Forwarder::accept()
     uv_ip4_addr("127.0.0.1", target_, &target);
     auto* connect = new Pair::Connect{{}, pair.get(), pair->alive};
     connect->request.data = connect;
-    const int code = uv_tcp_connect(&connect->request, pair->server.get(), reinterpret_cast<const sockaddr*>(&target),
-                                    [](uv_connect_t* request, int status)
-                                    {
-                                        const std::unique_ptr<Pair::Connect> done{static_cast<Pair::Connect*>(request->data)};
-                                        if (!*done->alive) { return; }
-                                        if (status != 0) { return done->pair->close(); }
-                                        done->pair->start();
-                                    });
+    const int code =
+        uv_tcp_connect(&connect->request, pair->server.get(), reinterpret_cast<const sockaddr*>(&target),
+                       [](uv_connect_t* request, int status)
+                       {
+                           const std::unique_ptr<Pair::Connect> done{static_cast<Pair::Connect*>(request->data)};
+                           if (!*done->alive) { return; }
+                           if (status != 0) { return done->pair->close(); }
+                           done->pair->start();
+                       });
     if (code != 0)
     {
         delete connect;

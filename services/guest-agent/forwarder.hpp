@@ -9,8 +9,8 @@
 namespace dstack::guest
 {
 
-/// "8080:80": hands TCP connections on one port of the guest to another on its loopback. Bounded: 512 connections, and a side that does not
-/// read stops the other from being read.
+/// "8080:80": hands TCP connections on one port of the guest to another on its loopback. Bounded: 512 connections, and
+/// a side that does not read stops the other from being read.
 class Forwarder
 {
   public:

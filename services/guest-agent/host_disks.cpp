@@ -19,7 +19,8 @@ namespace
 namespace fs = std::filesystem;
 constexpr std::string_view share_mount = "/run/dstack/share";
 
-/// The virtio disks that nothing else sits on (the root disk carries a device-mapper device), in the order of their names.
+/// The virtio disks that nothing else sits on (the root disk carries a device-mapper device), in the order of their
+/// names.
 std::vector<std::string> free_disks()
 {
     std::vector<std::string> out;
@@ -38,7 +39,10 @@ DiskKind kind_of(const std::string& device)
 {
     const process::Fd fd{::open(device.c_str(), O_RDONLY | O_CLOEXEC)};
     std::array<char, disk_head_bytes> head{};
-    if (fd.get() < 0 || ::pread(fd.get(), head.data(), head.size(), 0) != static_cast<ssize_t>(head.size())) { return DiskKind::other; }
+    if (fd.get() < 0 || ::pread(fd.get(), head.data(), head.size(), 0) != static_cast<ssize_t>(head.size()))
+    {
+        return DiskKind::other;
+    }
     return disk_kind(head);
 }
 
@@ -60,10 +64,17 @@ Result<std::optional<std::string>> read_share_file(const char* name, std::size_t
     auto text = read_bounded(std::string{share_mount} + "/" + name, limit);
     if (text) { return std::optional<std::string>{std::move(*text)}; }
     if (text.error().code == Errc::not_found && !required) { return std::optional<std::string>{}; }
-    if (text.error().code == Errc::not_found) { return Error{Errc::not_found, std::string{"Source file "} + name + " does not exist", {}, {}}; }
+    if (text.error().code == Errc::not_found)
+    {
+        return Error{Errc::not_found, std::string{"Source file "} + name + " does not exist", {}, {}};
+    }
     if (text.error().code == Errc::resource_exhausted)
     {
-        return Error{Errc::resource_exhausted, std::string{"Source file "} + name + " is too large, max size is " + std::to_string(limit) + " bytes", {}, {}};
+        return Error{Errc::resource_exhausted,
+                     std::string{"Source file "} + name + " is too large, max size is " + std::to_string(limit) +
+                         " bytes",
+                     {},
+                     {}};
     }
     return std::move(text).error().within("host share");
 }
@@ -81,7 +92,8 @@ Result<Share> read_mounted_share()
     if (!simulator) { return std::move(simulator).error(); }
     auto env = read_share_file(".encrypted-env", 256 * kib, false);
     if (!env) { return std::move(env).error(); }
-    return Share{std::move(**compose), std::move(**sys_config), std::move(*instance), std::move(*simulator), std::move(*env)};
+    return Share{std::move(**compose), std::move(**sys_config), std::move(*instance), std::move(*simulator),
+                 std::move(*env)};
 }
 
 } // namespace
@@ -90,7 +102,9 @@ Result<std::string> read_bounded(const std::string& path, std::size_t max_bytes)
 {
     const process::Fd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
     if (fd.get() < 0) { return errno_error("open " + path, errno); }
-    struct stat info{};
+    struct stat info
+    {
+    };
     if (::fstat(fd.get(), &info) != 0) { return errno_error("stat " + path, errno); }
     if (!S_ISREG(info.st_mode)) { return Error{Errc::invalid_argument, path + ": not a regular file", {}, {}}; }
     std::string out;
@@ -99,7 +113,11 @@ Result<std::string> read_bounded(const std::string& path, std::size_t max_bytes)
     while ((got = ::read(fd.get(), buffer.data(), buffer.size())) > 0)
     {
         out.append(buffer.data(), static_cast<std::size_t>(got));
-        if (out.size() > max_bytes) { return Error{Errc::resource_exhausted, path + ": larger than " + std::to_string(max_bytes) + " bytes", {}, {}}; }
+        if (out.size() > max_bytes)
+        {
+            return Error{
+                Errc::resource_exhausted, path + ": larger than " + std::to_string(max_bytes) + " bytes", {}, {}};
+        }
     }
     if (got < 0) { return errno_error("read " + path, errno); }
     return out;
@@ -116,7 +134,10 @@ Result<Share> read_host_share()
         ::umount2(std::string{share_mount}.c_str(), MNT_DETACH);
         return share;
     }
-    return Error{Errc::not_found, "there is no host share: no virtio disk has a FAT32 file system labelled DSTACKSHR", "attach it, as upstream's host_share_mode vhd does", {}};
+    return Error{Errc::not_found,
+                 "there is no host share: no virtio disk has a FAT32 file system labelled DSTACKSHR",
+                 "attach it, as upstream's host_share_mode vhd does",
+                 {}};
 }
 
 Result<std::vector<StoredImage>> open_image_store()
@@ -126,7 +147,8 @@ Result<std::vector<StoredImage>> open_image_store()
         if (kind_of(device) != DiskKind::squashfs) { continue; }
         auto mounted = mount_disk(device, store_mount, "squashfs", nullptr);
         if (!mounted) { return std::move(mounted).error().within("image store"); }
-        auto index = read_bounded(std::string{store_mount} + "/" + std::string{store_index_name}, max_store_index_bytes);
+        auto index =
+            read_bounded(std::string{store_mount} + "/" + std::string{store_index_name}, max_store_index_bytes);
         if (index) { return parse_store_index(*index); }
         ::umount2(std::string{store_mount}.c_str(), MNT_DETACH);
         if (index.error().code != Errc::not_found) { return std::move(index).error().within("image store"); }

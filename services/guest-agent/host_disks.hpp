@@ -5,8 +5,8 @@
 namespace dstack::guest
 {
 
-/// Finds the host share among the virtio disks, reads it with the limits of dstack-protocol.md C.3 (no symbolic links), and unmounts it
-/// again. Blocking.
+/// Finds the host share among the virtio disks, reads it with the limits of dstack-protocol.md C.3 (no symbolic links),
+/// and unmounts it again. Blocking.
 Result<Share> read_host_share();
 
 /// Mounts the disk that holds container images at `store_mount` and reads its index; no such disk: no images. Blocking.

@@ -9,7 +9,10 @@ namespace
 
 using nlohmann::ordered_json;
 
-std::string dump(const ordered_json& value) { return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace); }
+std::string dump(const ordered_json& value)
+{
+    return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+}
 
 http::Response refuse(int status, std::string_view why)
 {
@@ -50,8 +53,14 @@ http::Response answer_info(const http::Request& request, const BootPlan* plan)
 {
     constexpr std::string_view mount = "/prpc/", worker = "Worker.";
     std::string_view path = request.path();
-    if (!path.starts_with(mount)) { return http::text_response(404, "not found: /prpc/Info and /prpc/Version are here\n"); }
-    if (request.method != "GET" && request.method != "POST" && request.method != "HEAD") { return refuse(405, "use GET or POST"); }
+    if (!path.starts_with(mount))
+    {
+        return http::text_response(404, "not found: /prpc/Info and /prpc/Version are here\n");
+    }
+    if (request.method != "GET" && request.method != "POST" && request.method != "HEAD")
+    {
+        return refuse(405, "use GET or POST");
+    }
     std::string_view method = path.substr(mount.size());
     while (method.starts_with(worker)) { method.remove_prefix(worker.size()); }
     http::Response out;

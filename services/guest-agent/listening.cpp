@@ -34,7 +34,10 @@ std::set<std::uint16_t> listening_ports(std::string_view text)
         std::uint16_t port = 0;
         if (state != "0A" || colon == std::string_view::npos) { continue; }
         const std::string_view digits = local.substr(colon + 1);
-        if (std::from_chars(digits.data(), digits.data() + digits.size(), port, 16).ec == std::errc{}) { out.insert(port); }
+        if (std::from_chars(digits.data(), digits.data() + digits.size(), port, 16).ec == std::errc{})
+        {
+            out.insert(port);
+        }
     }
     return out;
 }

@@ -2,6 +2,7 @@
 
 int main(int argc, char** argv)
 {
-    return dstack::run_daemon(argc, argv, {"dstack-guest-agent", "runs the app of a development guest", "/etc/dstack/guest-agent.toml"},
-                              dstack::guest::parse_config, dstack::guest::serve);
+    return dstack::run_daemon(
+        argc, argv, {"dstack-guest-agent", "runs the app of a development guest", "/etc/dstack/guest-agent.toml"},
+        dstack::guest::parse_config, dstack::guest::serve);
 }

@@ -7,7 +7,8 @@
 namespace dstack::guest
 {
 
-/// Tells the host what happens, in order and in the background: a host that does not answer never holds up the boot. Failures are logged.
+/// Tells the host what happens, in order and in the background: a host that does not answer never holds up the boot.
+/// Failures are logged.
 class Notifier
 {
   public:

@@ -40,6 +40,9 @@ std::string rpc_error(std::string_view text)
     return text.empty() ? "no reason given" : std::string{text.substr(0, 512)};
 }
 
-std::string one_line(const Error& error) { return error.hint.empty() ? error.message : error.message + " (" + error.hint + ")"; }
+std::string one_line(const Error& error)
+{
+    return error.hint.empty() ? error.message : error.message + " (" + error.hint + ")";
+}
 
 } // namespace dstack::guest

@@ -6,7 +6,8 @@
 namespace dstack::guest
 {
 
-/// The JSON of a Notify request (C.4). The host drops bodies over 4096 bytes without a word, so the payload is cut (at a character, with
+/// The JSON of a Notify request (C.4). The host drops bodies over 4096 bytes without a word, so the payload is cut (at
+/// a character, with
 /// "..." in the end) until it fits.
 std::string notify_body(std::string_view event, std::string_view payload);
 

@@ -68,7 +68,13 @@ Result<User> resolve_user(std::string_view spec, std::string_view passwd, std::s
               });
     if (!known)
     {
-        if (!uid) { return Error{Errc::not_found, "the image has no user '" + std::string{name} + "'", "use a user of the image's /etc/passwd, or a number", {}}; }
+        if (!uid)
+        {
+            return Error{Errc::not_found,
+                         "the image has no user '" + std::string{name} + "'",
+                         "use a user of the image's /etc/passwd, or a number",
+                         {}};
+        }
         out.uid = *uid;
     }
     if (colon != std::string_view::npos)
@@ -82,7 +88,13 @@ Result<User> resolve_user(std::string_view spec, std::string_view passwd, std::s
                       gid = number(parts[2]);
                       return gid.has_value();
                   });
-        if (!gid) { return Error{Errc::not_found, "the image has no group '" + std::string{wanted} + "'", "use a group of the image's /etc/group, or a number", {}}; }
+        if (!gid)
+        {
+            return Error{Errc::not_found,
+                         "the image has no group '" + std::string{wanted} + "'",
+                         "use a group of the image's /etc/group, or a number",
+                         {}};
+        }
         out.gid = *gid;
         return out;
     }
@@ -93,7 +105,11 @@ Result<User> resolve_user(std::string_view spec, std::string_view passwd, std::s
                   {
                       const auto members = fields(parts[3], ',');
                       const auto gid = number(parts[2]);
-                      if (gid && *gid != out.gid && std::ranges::find(members, login) != members.end() && out.groups.size() < 64) { out.groups.push_back(*gid); }
+                      if (gid && *gid != out.gid && std::ranges::find(members, login) != members.end() &&
+                          out.groups.size() < 64)
+                      {
+                          out.groups.push_back(*gid);
+                      }
                       return false;
                   });
     }
@@ -113,7 +129,8 @@ namespace
 
 json environment(const compose::Service& service, const ImageConfig& image, const User& user)
 {
-    std::vector<std::pair<std::string, std::string>> all{{"PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, {"HOME", user.home}};
+    std::vector<std::pair<std::string, std::string>> all{
+        {"PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, {"HOME", user.home}};
     const auto set = [&](std::string_view name, std::string_view value)
     {
         const auto found = std::ranges::find(all, name, &std::pair<std::string, std::string>::first);
@@ -123,7 +140,10 @@ json environment(const compose::Service& service, const ImageConfig& image, cons
     for (const std::string& line : image.env)
     {
         const std::size_t equals = line.find('=');
-        if (equals != std::string::npos) { set(std::string_view{line}.substr(0, equals), std::string_view{line}.substr(equals + 1)); }
+        if (equals != std::string::npos)
+        {
+            set(std::string_view{line}.substr(0, equals), std::string_view{line}.substr(equals + 1));
+        }
     }
     for (const auto& [name, value] : service.environment) { set(name, value); }
     json out = json::array();
@@ -141,7 +161,8 @@ json mounts(const compose::Service& service, const ContainerPaths& paths)
     json out = json::array();
     out.push_back(mount("/proc", "proc", "proc", {"nosuid", "noexec", "nodev"}));
     out.push_back(mount("/dev", "tmpfs", "tmpfs", {"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}));
-    out.push_back(mount("/dev/pts", "devpts", "devpts", {"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}));
+    out.push_back(
+        mount("/dev/pts", "devpts", "devpts", {"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}));
     out.push_back(mount("/dev/shm", "tmpfs", "shm", {"nosuid", "noexec", "nodev", "mode=1777", "size=64m"}));
     out.push_back(mount("/sys", "sysfs", "sysfs", {"nosuid", "noexec", "nodev", "ro"}));
     out.push_back(mount("/sys/fs/cgroup", "cgroup", "cgroup", {"nosuid", "noexec", "nodev", "ro"}));
@@ -171,19 +192,29 @@ json mounts(const compose::Service& service, const ContainerPaths& paths)
 
 json capabilities(const User& user)
 {
-    const json allowed{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_CHROOT"};
+    const json allowed{"CAP_CHOWN",  "CAP_DAC_OVERRIDE", "CAP_FOWNER",
+                       "CAP_FSETID", "CAP_KILL",         "CAP_NET_BIND_SERVICE",
+                       "CAP_SETGID", "CAP_SETUID",       "CAP_SYS_CHROOT"};
     const json held = user.uid == 0 ? allowed : json::array();
-    return {{"bounding", allowed}, {"effective", held}, {"permitted", held}, {"inheritable", json::array()}, {"ambient", json::array()}};
+    return {{"bounding", allowed},
+            {"effective", held},
+            {"permitted", held},
+            {"inheritable", json::array()},
+            {"ambient", json::array()}};
 }
 
 } // namespace
 
-Result<std::string> oci_spec(const compose::Service& service, const ImageConfig& image, const User& user, const ContainerPaths& paths)
+Result<std::string> oci_spec(const compose::Service& service, const ImageConfig& image, const User& user,
+                             const ContainerPaths& paths)
 {
     const std::vector<std::string> args = command_line(service, image);
     if (args.empty())
     {
-        return Error{Errc::invalid_argument, "service " + service.name + ": neither the image nor the compose file says what to run", "add command:", {}};
+        return Error{Errc::invalid_argument,
+                     "service " + service.name + ": neither the image nor the compose file says what to run",
+                     "add command:",
+                     {}};
     }
     json spec;
     spec["ociVersion"] = "1.0.2";
@@ -205,8 +236,12 @@ Result<std::string> oci_spec(const compose::Service& service, const ImageConfig&
     spec["linux"] = {
         {"cgroupsPath", "/dstack/" + service.name},
         {"resources", {{"pids", {{"limit", 4096}}}}}, // a fork bomb stays in its container
-        {"namespaces", json::array({{{"type", "pid"}}, {{"type", "mount"}}, {{"type", "ipc"}}, {{"type", "uts"}}, {{"type", "cgroup"}}})},
-        {"maskedPaths", {"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"}},
+        {"namespaces",
+         json::array(
+             {{{"type", "pid"}}, {{"type", "mount"}}, {{"type", "ipc"}}, {{"type", "uts"}}, {{"type", "cgroup"}}})},
+        {"maskedPaths",
+         {"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug",
+          "/proc/scsi", "/sys/firmware"}},
         {"readonlyPaths", {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}},
     };
     return spec.dump(-1, ' ', false, json::error_handler_t::replace);

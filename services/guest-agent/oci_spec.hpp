@@ -32,6 +32,7 @@ struct ContainerPaths
 
 /// The OCI runtime configuration (config.json): own pid, mount, ipc, uts and cgroup namespaces, the guest's network,
 /// no new privileges, a short list of capabilities (none for a user other than root).
-Result<std::string> oci_spec(const compose::Service& service, const ImageConfig& image, const User& user, const ContainerPaths& paths);
+Result<std::string> oci_spec(const compose::Service& service, const ImageConfig& image, const User& user,
+                             const ContainerPaths& paths);
 
 } // namespace dstack::guest

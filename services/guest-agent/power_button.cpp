@@ -43,7 +43,8 @@ PowerButton::PowerButton(Loop& loop, std::function<void()> pressed) : pressed_(s
         device->poll = make_uv<uv_poll_t>([&](uv_poll_t* h) { return uv_poll_init(loop.raw(), h, device->fd.get()); });
         if (!device->poll) { continue; }
         device->poll->data = device.get();
-        uv_poll_start(device->poll.get(), UV_READABLE, [](uv_poll_t* h, int, int) { static_cast<Device*>(h->data)->readable(); });
+        uv_poll_start(device->poll.get(), UV_READABLE,
+                      [](uv_poll_t* h, int, int) { static_cast<Device*>(h->data)->readable(); });
         devices_.push_back(std::move(device));
     }
 }

@@ -15,7 +15,10 @@ namespace
 
 using Kind = Yaml::Kind;
 
-Error invalid(std::string what, std::string hint = {}) { return {Errc::invalid_argument, std::move(what), std::move(hint), {}}; }
+Error invalid(std::string what, std::string hint = {})
+{
+    return {Errc::invalid_argument, std::move(what), std::move(hint), {}};
+}
 
 std::string quoted(std::string_view text)
 {
@@ -124,7 +127,8 @@ std::string_view why_refused(std::string_view key)
         std::string_view key, hint;
     };
     static constexpr std::array<Reason, 9> reasons{{
-        {"build", "images are not built in the guest: build it elsewhere, import it with dstackup image import, and name it with image:"},
+        {"build", "images are not built in the guest: build it elsewhere, import it with dstackup image import, and "
+                  "name it with image:"},
         {"env_file", "the guest has no such file: write the values under environment:"},
         {"networks", "all services share the guest's network and find each other by service name: remove it"},
         {"network_mode", "all services share the guest's network: remove it"},
@@ -143,15 +147,21 @@ std::string_view why_refused(std::string_view key)
 
 bool is_name(std::string_view name)
 {
-    const auto good = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.'; };
-    return !name.empty() && name.size() <= 63 && name.front() != '.' && name.front() != '-' && std::ranges::all_of(name, good);
+    const auto good = [](char c)
+    {
+        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' ||
+               c == '.';
+    };
+    return !name.empty() && name.size() <= 63 && name.front() != '.' && name.front() != '-' &&
+           std::ranges::all_of(name, good);
 }
 
 bool is_container_path(std::string_view path)
 {
     if (path.size() < 2 || path.size() > 1024 || path.front() != '/') { return false; }
     const std::string slashed = std::string{path} + "/";
-    return slashed.find("/../") == std::string::npos && slashed.find("/./") == std::string::npos && path.find(',') == std::string_view::npos;
+    return slashed.find("/../") == std::string::npos && slashed.find("/./") == std::string::npos &&
+           path.find(',') == std::string_view::npos;
 }
 
 Result<std::string> Parser::text(const Yaml& node, const Place& place) const
@@ -228,13 +238,19 @@ Result<Done> Parser::environment(const Yaml& node, Context& at)
     std::set<std::string> seen;
     const auto add = [&](std::string key, std::string value) -> Result<Done>
     {
-        if (key.empty() || key.find('=') != std::string::npos) { return at.place.error(quoted(key) + " is not a variable's name"); }
+        if (key.empty() || key.find('=') != std::string::npos)
+        {
+            return at.place.error(quoted(key) + " is not a variable's name");
+        }
         if (!seen.insert(key).second) { return at.place.error("the variable " + key + " is there twice"); }
         out.emplace_back(std::move(key), std::move(value));
         return Done{};
     };
     const auto no_value = [&](const Place& place, const std::string& key)
-    { return place.error("the variable " + key + " has no value", "the guest has no environment of a host to take it from: write " + key + "=value"); };
+    {
+        return place.error("the variable " + key + " has no value",
+                           "the guest has no environment of a host to take it from: write " + key + "=value");
+    };
 
     if (node.kind == Kind::map)
     {
@@ -267,7 +283,10 @@ Result<Done> Parser::working_dir(const Yaml& node, Context& at)
 {
     auto value = text(node, at.place);
     if (!value) { return std::move(value).error(); }
-    if (*value != "/" && !is_container_path(*value)) { return at.place.error("an absolute path is expected, got " + quoted(*value)); }
+    if (*value != "/" && !is_container_path(*value))
+    {
+        return at.place.error("an absolute path is expected, got " + quoted(*value));
+    }
     at.service->working_dir = std::move(*value);
     return Done{};
 }
@@ -276,8 +295,13 @@ Result<Done> Parser::user(const Yaml& node, Context& at)
 {
     auto value = text(node, at.place);
     if (!value) { return std::move(value).error(); }
-    const auto good = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == ':'; };
-    if (value->empty() || value->size() > 64 || !std::ranges::all_of(*value, good) || std::ranges::count(*value, ':') > 1)
+    const auto good = [](char c)
+    {
+        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' ||
+               c == ':';
+    };
+    if (value->empty() || value->size() > 64 || !std::ranges::all_of(*value, good) ||
+        std::ranges::count(*value, ':') > 1)
     {
         return at.place.error("name, uid or uid:gid is expected, got " + quoted(*value));
     }
@@ -317,7 +341,11 @@ Result<Done> Parser::restart(const Yaml& node, Context& at)
     {
         out.policy = Restart::Policy::on_failure;
     }
-    else { return at.place.error(quoted(word) + " is not a restart policy", "use no, always, unless-stopped, on-failure or on-failure:3"); }
+    else
+    {
+        return at.place.error(quoted(word) + " is not a restart policy",
+                              "use no, always, unless-stopped, on-failure or on-failure:3");
+    }
     return Done{};
 }
 
@@ -329,11 +357,17 @@ Result<Port> short_port(std::string_view spec)
     if (const std::size_t slash = rest.find('/'); slash != std::string_view::npos)
     {
         const std::string_view protocol = rest.substr(slash + 1);
-        if (protocol == "udp" || protocol == "sctp") { return invalid(quoted(spec) + ": only tcp ports can be published", "remove it"); }
+        if (protocol == "udp" || protocol == "sctp")
+        {
+            return invalid(quoted(spec) + ": only tcp ports can be published", "remove it");
+        }
         if (protocol != "tcp") { return refused; }
         rest = rest.substr(0, slash);
     }
-    if (rest.find('-') != std::string_view::npos) { return invalid(quoted(spec) + ": port ranges are not supported", "write one line per port"); }
+    if (rest.find('-') != std::string_view::npos)
+    {
+        return invalid(quoted(spec) + ": port ranges are not supported", "write one line per port");
+    }
     Port out;
     const std::size_t last = rest.rfind(':');
     const std::string_view target = last == std::string_view::npos ? rest : rest.substr(last + 1);
@@ -346,7 +380,10 @@ Result<Port> short_port(std::string_view spec)
     if (!parse_number<std::uint16_t>(published, 1, 65535, out.published)) { return refused; }
     if (before == std::string_view::npos) { return out; }
     const std::string_view address = rest.substr(0, before);
-    if (address != "0.0.0.0" && address != "127.0.0.1") { return invalid(quoted(spec) + ": the address must be 0.0.0.0 or 127.0.0.1 (of the guest)"); }
+    if (address != "0.0.0.0" && address != "127.0.0.1")
+    {
+        return invalid(quoted(spec) + ": the address must be 0.0.0.0 or 127.0.0.1 (of the guest)");
+    }
     out.host_ip = address;
     return out;
 }
@@ -383,12 +420,24 @@ Result<Mount> tmpfs_mount(std::string_view spec)
         rest = comma == std::string_view::npos ? std::string_view{} : rest.substr(comma + 1);
         const std::string_view name = option.substr(0, option.find('='));
         const bool valued = name == "size" || name == "mode" || name == "uid" || name == "gid" || name == "nr_inodes";
-        const std::string_view value = option.size() > name.size() ? option.substr(name.size() + 1) : std::string_view{};
-        const bool flag = option == "rw" || option == "noexec" || option == "exec" || option == "nosuid" || option == "nodev";
-        const bool value_good = !value.empty() && std::ranges::all_of(value, [](char c) { return (c >= '0' && c <= '9') || c == 'k' || c == 'm' || c == 'g' || c == '%'; });
+        const std::string_view value =
+            option.size() > name.size() ? option.substr(name.size() + 1) : std::string_view{};
+        const bool flag =
+            option == "rw" || option == "noexec" || option == "exec" || option == "nosuid" || option == "nodev";
+        const bool value_good =
+            !value.empty() &&
+            std::ranges::all_of(value, [](char c)
+                                { return (c >= '0' && c <= '9') || c == 'k' || c == 'm' || c == 'g' || c == '%'; });
         if (option == "ro") { out.read_only = true; }
-        else if (flag || (valued && value_good)) { out.options += (out.options.empty() ? "" : ",") + std::string{option}; }
-        else { return invalid("the tmpfs option " + quoted(option) + " is not supported", "use size=, mode=, uid=, gid=, ro, noexec"); }
+        else if (flag || (valued && value_good))
+        {
+            out.options += (out.options.empty() ? "" : ",") + std::string{option};
+        }
+        else
+        {
+            return invalid("the tmpfs option " + quoted(option) + " is not supported",
+                           "use size=, mode=, uid=, gid=, ro, noexec");
+        }
     }
     return out;
 }
@@ -425,12 +474,16 @@ Result<Done> Parser::mounts(const Yaml& node, Context& at)
     for (const Yaml& item : node.items)
     {
         const Place place{item.line, at.place.where};
-        if (item.kind == Kind::map) { return place.error("the long form is not supported", "write it as \"data:/var/lib/app\""); }
+        if (item.kind == Kind::map)
+        {
+            return place.error("the long form is not supported", "write it as \"data:/var/lib/app\"");
+        }
         auto spec = text(item, place);
         if (!spec) { return std::move(spec).error(); }
         const std::size_t colon = spec->find(':');
         Mount mount{Mount::Kind::volume, spec->substr(0, colon), {}, {}, false};
-        if (colon == std::string::npos || mount.source.starts_with('/') || mount.source.starts_with('.') || mount.source.starts_with('~'))
+        if (colon == std::string::npos || mount.source.starts_with('/') || mount.source.starts_with('.') ||
+            mount.source.starts_with('~'))
         {
             return place.error(quoted(*spec) + ": the guest has no files of the host to mount",
                                "put the files into the image, or use a named volume (data:/path) or tmpfs");
@@ -443,10 +496,14 @@ Result<Done> Parser::mounts(const Yaml& node, Context& at)
             mount.read_only = word == "ro";
             mount.target.resize(mode);
         }
-        if (!is_container_path(mount.target)) { return place.error(quoted(*spec) + ": an absolute path is expected after the volume's name"); }
+        if (!is_container_path(mount.target))
+        {
+            return place.error(quoted(*spec) + ": an absolute path is expected after the volume's name");
+        }
         if (std::ranges::find(volumes_, mount.source) == volumes_.end())
         {
-            return place.error("the volume " + quoted(mount.source) + " is not declared", "add it under volumes: at the top level");
+            return place.error("the volume " + quoted(mount.source) + " is not declared",
+                               "add it under volumes: at the top level");
         }
         at.service->mounts.push_back(std::move(mount));
     }
@@ -472,7 +529,11 @@ Result<Done> Parser::depends_on(const Yaml& node, Context& at)
         {
             const Place inner{setting.line, place.where};
             if (key == "condition" && setting.text == "service_started") { continue; }
-            if (key == "condition") { return inner.error("the condition " + quoted(setting.text) + " is not supported", "use service_started"); }
+            if (key == "condition")
+            {
+                return inner.error("the condition " + quoted(setting.text) + " is not supported",
+                                   "use service_started");
+            }
             if (key == "required" && setting.text == "true") { continue; }
             return inner.error("the key " + quoted(key) + " is not supported", "remove it");
         }
@@ -494,17 +555,25 @@ Result<Service> Parser::service(const std::string& name, const Yaml& node)
         const auto known = std::ranges::find(keys, std::string_view{key}, &Key::name);
         if (known == keys.end())
         {
-            return Place{value.line, where}.error("the key " + quoted(key) + " is not supported", std::string{why_refused(key)});
+            return Place{value.line, where}.error("the key " + quoted(key) + " is not supported",
+                                                  std::string{why_refused(key)});
         }
         if (known->read == nullptr) { continue; }
         Context context{{value.line, where + ": " + key}, &out};
         if (auto read = (this->*known->read)(value, context); !read) { return std::move(read).error(); }
     }
-    if (out.image.empty()) { return Place{node.line, where}.error("it has no image", "add image: NAME; dstackup image ls shows what is there"); }
+    if (out.image.empty())
+    {
+        return Place{node.line, where}.error("it has no image",
+                                             "add image: NAME; dstackup image ls shows what is there");
+    }
     std::set<std::string> targets;
     for (const Mount& mount : out.mounts)
     {
-        if (!targets.insert(mount.target).second) { return Place{node.line, where}.error("two mounts on " + mount.target, "remove one of them"); }
+        if (!targets.insert(mount.target).second)
+        {
+            return Place{node.line, where}.error("two mounts on " + mount.target, "remove one of them");
+        }
     }
     return out;
 }
@@ -541,7 +610,8 @@ Result<Done> check_ports(const std::vector<Service>& services)
         {
             if (listener.port == port && listener.owner != owner)
             {
-                return invalid("service " + owner + ": ports: " + std::to_string(port) + " is taken by service " + listener.owner,
+                return invalid("service " + owner + ": ports: " + std::to_string(port) + " is taken by service " +
+                                   listener.owner,
                                "all services share the guest's network: have one of them listen on another port");
             }
         }
@@ -555,7 +625,9 @@ Result<Done> check_ports(const std::vector<Service>& services)
         {
             if (!published.insert(port.published).second)
             {
-                return invalid("service " + service.name + ": ports: " + std::to_string(port.published) + " is published twice", "remove one of the two");
+                return invalid("service " + service.name + ": ports: " + std::to_string(port.published) +
+                                   " is published twice",
+                               "remove one of the two");
             }
             if (auto free = claim(port.target, service.name); !free) { return free; }
             if (auto free = claim(port.published, service.name); !free) { return free; }
@@ -566,7 +638,8 @@ Result<Done> check_ports(const std::vector<Service>& services)
             {
                 if (port.published == other.target && port.published != port.target)
                 {
-                    return invalid("service " + service.name + ": ports: " + std::to_string(port.published) + " is both published and listened on inside",
+                    return invalid("service " + service.name + ": ports: " + std::to_string(port.published) +
+                                       " is both published and listened on inside",
                                    "publish on another port");
                 }
             }
@@ -589,14 +662,19 @@ Result<std::vector<Service>> start_order(std::vector<Service> services)
     const std::function<Result<Done>(std::size_t)> visit = [&](std::size_t index) -> Result<Done>
     {
         if (marks[index] == Mark::done) { return Done{}; }
-        if (marks[index] == Mark::open) { return invalid("service " + services[index].name + ": depends_on: it depends on itself in the end", "break the circle"); }
+        if (marks[index] == Mark::open)
+        {
+            return invalid("service " + services[index].name + ": depends_on: it depends on itself in the end",
+                           "break the circle");
+        }
         marks[index] = Mark::open;
         for (const std::string& name : services[index].depends_on)
         {
             const auto found = std::ranges::find(services, name, &Service::name);
             if (found == services.end())
             {
-                return invalid("service " + services[index].name + ": depends_on: there is no service " + quoted(name), "check the spelling");
+                return invalid("service " + services[index].name + ": depends_on: there is no service " + quoted(name),
+                               "check the spelling");
             }
             if (auto visited = visit(static_cast<std::size_t>(found - services.begin())); !visited) { return visited; }
         }
@@ -617,12 +695,17 @@ Result<ComposeApp> Parser::app(const Yaml& root)
 {
     if (root.kind != Kind::map)
     {
-        return invalid("this is not a compose file: a mapping with services: is expected", "begin with services:, then one block per service");
+        return invalid("this is not a compose file: a mapping with services: is expected",
+                       "begin with services:, then one block per service");
     }
     for (const auto& [key, value] : root.keys)
     {
-        if (key == "services" || key == "volumes" || key == "version" || key == "name" || key.starts_with("x-")) { continue; }
-        return Place{value.line, "top level"}.error("the key " + quoted(key) + " is not supported", std::string{why_refused(key)});
+        if (key == "services" || key == "volumes" || key == "version" || key == "name" || key.starts_with("x-"))
+        {
+            continue;
+        }
+        return Place{value.line, "top level"}.error("the key " + quoted(key) + " is not supported",
+                                                    std::string{why_refused(key)});
     }
     const Yaml* services = root.find("services");
     if (services == nullptr || services->kind == Kind::null || (services->kind == Kind::map && services->keys.empty()))
@@ -632,7 +715,8 @@ Result<ComposeApp> Parser::app(const Yaml& root)
     if (services->kind != Kind::map) { return Place{services->line, "services"}.error("a mapping is expected"); }
     if (services->keys.size() > max_services)
     {
-        return Place{services->line, "services"}.error("there are " + std::to_string(services->keys.size()) + ", at most " + std::to_string(max_services) + " can run");
+        return Place{services->line, "services"}.error("there are " + std::to_string(services->keys.size()) +
+                                                       ", at most " + std::to_string(max_services) + " can run");
     }
     if (auto read = volumes(root.find("volumes")); !read) { return std::move(read).error(); }
     std::vector<Service> list;
@@ -654,7 +738,8 @@ Result<ComposeApp> parse_compose(std::string_view yaml, const Variables& variabl
 {
     if (yaml.size() > max_compose_bytes)
     {
-        return invalid("the compose file has " + std::to_string(yaml.size()) + " bytes, at most " + std::to_string(max_compose_bytes) + " (256 KiB) are accepted",
+        return invalid("the compose file has " + std::to_string(yaml.size()) + " bytes, at most " +
+                           std::to_string(max_compose_bytes) + " (256 KiB) are accepted",
                        "move data out of the compose file, into an image");
     }
     auto root = parse_yaml(yaml);

@@ -28,8 +28,8 @@ struct Mount
         volume, ///< a named volume, shared by the services that name it
     };
     Kind kind = Kind::tmpfs;
-    std::string source{}; ///< the volume's name; empty for tmpfs
-    std::string target{}; ///< absolute path in the container
+    std::string source{};  ///< the volume's name; empty for tmpfs
+    std::string target{};  ///< absolute path in the container
     std::string options{}; ///< tmpfs mount options: "size=64m,mode=1777"
     bool read_only = false;
     bool operator==(const Mount&) const = default;
@@ -52,9 +52,9 @@ struct Restart
 struct Service
 {
     std::string name{};
-    std::string image{};                                         ///< full name: docker.io/library/busybox:latest
-    std::optional<std::vector<std::string>> command{};           ///< absent: the image's
-    std::optional<std::vector<std::string>> entrypoint{};        ///< absent: the image's
+    std::string image{};                                  ///< full name: docker.io/library/busybox:latest
+    std::optional<std::vector<std::string>> command{};    ///< absent: the image's
+    std::optional<std::vector<std::string>> entrypoint{}; ///< absent: the image's
     std::vector<std::pair<std::string, std::string>> environment{};
     std::string working_dir{}; ///< empty: the image's
     std::string user{};        ///< empty: the image's
@@ -68,7 +68,7 @@ struct Service
 
 struct ComposeApp
 {
-    std::vector<Service> services{};   ///< in start order: a service comes after all that it depends on
+    std::vector<Service> services{};    ///< in start order: a service comes after all that it depends on
     std::vector<std::string> volumes{}; ///< named volumes, in memory: they end with the VM
 };
 

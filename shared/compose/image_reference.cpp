@@ -17,7 +17,10 @@ bool valid_path(std::string_view path)
         const std::size_t slash = path.find('/');
         const std::string_view part = path.substr(0, slash);
         if (part.empty() || !lower_or_digit(part.front()) || !lower_or_digit(part.back())) { return false; }
-        if (!std::ranges::all_of(part, [](char c) { return lower_or_digit(c) || c == '.' || c == '_' || c == '-'; })) { return false; }
+        if (!std::ranges::all_of(part, [](char c) { return lower_or_digit(c) || c == '.' || c == '_' || c == '-'; }))
+        {
+            return false;
+        }
         if (slash == std::string_view::npos) { return true; }
         path.remove_prefix(slash + 1);
     }
@@ -29,10 +32,14 @@ bool valid_host(std::string_view host)
     if (colon != std::string_view::npos)
     {
         const std::string_view port = host.substr(colon + 1);
-        if (port.empty() || port.size() > 5 || !std::ranges::all_of(port, [](char c) { return c >= '0' && c <= '9'; })) { return false; }
+        if (port.empty() || port.size() > 5 || !std::ranges::all_of(port, [](char c) { return c >= '0' && c <= '9'; }))
+        {
+            return false;
+        }
         host = host.substr(0, colon);
     }
-    return !host.empty() && word(host.front()) && std::ranges::all_of(host, [](char c) { return word(c) || c == '.' || c == '-'; });
+    return !host.empty() && word(host.front()) &&
+           std::ranges::all_of(host, [](char c) { return word(c) || c == '.' || c == '-'; });
 }
 
 bool valid_tag(std::string_view tag)
@@ -45,15 +52,18 @@ bool valid_digest(std::string_view digest)
 {
     constexpr std::string_view prefix = "sha256:";
     return digest.size() == prefix.size() + 64 && digest.starts_with(prefix) &&
-           std::ranges::all_of(digest.substr(prefix.size()), [](char c) { return (c >= 'a' && c <= 'f') || (c >= '0' && c <= '9'); });
+           std::ranges::all_of(digest.substr(prefix.size()),
+                               [](char c) { return (c >= 'a' && c <= 'f') || (c >= '0' && c <= '9'); });
 }
 
 } // namespace
 
 Result<std::string> normalize_image(std::string_view reference)
 {
-    const Error refused{Errc::invalid_argument, "the image name '" + std::string{reference.substr(0, 200)} + "' is not valid",
-                        "write it as busybox, nginx:1.25 or registry.example/team/app@sha256:<64 hex>", {}};
+    const Error refused{Errc::invalid_argument,
+                        "the image name '" + std::string{reference.substr(0, 200)} + "' is not valid",
+                        "write it as busybox, nginx:1.25 or registry.example/team/app@sha256:<64 hex>",
+                        {}};
     if (reference.empty() || reference.size() > 512) { return refused; }
     const std::size_t at = reference.find('@');
     std::string_view name = reference.substr(0, at);

@@ -6,7 +6,10 @@ namespace dstack::compose
 namespace
 {
 
-Error invalid(std::string what, std::string hint = {}) { return {Errc::invalid_argument, std::move(what), std::move(hint), {}}; }
+Error invalid(std::string what, std::string hint = {})
+{
+    return {Errc::invalid_argument, std::move(what), std::move(hint), {}};
+}
 
 bool name_start(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
 bool name_char(char c) { return name_start(c) || (c >= '0' && c <= '9'); }
@@ -18,7 +21,10 @@ Result<std::string> braced(std::string_view body, const Variables& variables)
     while (size < body.size() && name_char(body[size])) { ++size; }
     const std::string_view name = body.substr(0, size);
     std::string_view rest = body.substr(size);
-    if (name.empty() || !name_start(name.front())) { return invalid("'${" + std::string{body} + "}' is not a variable"); }
+    if (name.empty() || !name_start(name.front()))
+    {
+        return invalid("'${" + std::string{body} + "}' is not a variable");
+    }
     const auto found = variables.find(name);
     const bool colon = rest.starts_with(':');
     const bool set = found != variables.end() && !(colon && found->second.empty());
@@ -29,9 +35,13 @@ Result<std::string> braced(std::string_view body, const Variables& variables)
         if (rest.front() == '-') { return std::string{rest.substr(1)}; }
         return invalid("the variable " + std::string{name} + " is not set: " + std::string{rest.substr(1)});
     }
-    if (!rest.empty() || colon) { return invalid("'${" + std::string{body} + "}' is not supported", "use ${NAME} or ${NAME:-default}"); }
+    if (!rest.empty() || colon)
+    {
+        return invalid("'${" + std::string{body} + "}' is not supported", "use ${NAME} or ${NAME:-default}");
+    }
     if (set) { return found->second; }
-    return invalid("the variable " + std::string{name} + " is not set", "give it a default, ${NAME:-value}, or write $$ for a dollar sign");
+    return invalid("the variable " + std::string{name} + " is not set",
+                   "give it a default, ${NAME:-value}, or write $$ for a dollar sign");
 }
 
 } // namespace

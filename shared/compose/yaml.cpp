@@ -138,7 +138,10 @@ class Reader
             return at(line_, "more than " + std::to_string(limits_.nodes) + " values once aliases are copied",
                       "write fewer or smaller aliases");
         }
-        if (depth > limits_.depth) { return at(line_, "nested deeper than " + std::to_string(limits_.depth) + " levels"); }
+        if (depth > limits_.depth)
+        {
+            return at(line_, "nested deeper than " + std::to_string(limits_.depth) + " levels");
+        }
         return Done{};
     }
 
@@ -170,7 +173,10 @@ class Reader
             open_.erase(anchor);
             anchors_[anchor] = {*node, nodes_ - nodes_before + 1, bytes_ - bytes_before, deepest_ - depth};
             // what is kept for copies is memory as well
-            if (auto fits = count(nodes_ - nodes_before + 1, bytes_ - bytes_before, depth); !fits) { return std::move(fits).error(); }
+            if (auto fits = count(nodes_ - nodes_before + 1, bytes_ - bytes_before, depth); !fits)
+            {
+                return std::move(fits).error();
+            }
         }
         deepest_ = std::max(deepest_, deepest_outside);
         return node;
@@ -235,7 +241,10 @@ class Reader
             }
             auto key = read(std::move(event), depth + 1);
             if (!key) { return key; }
-            if (key->kind == Yaml::Kind::list || key->kind == Yaml::Kind::map) { return at(line_, "a key must be a plain word"); }
+            if (key->kind == Yaml::Kind::list || key->kind == Yaml::Kind::map)
+            {
+                return at(line_, "a key must be a plain word");
+            }
             const int line = line_;
             Event value_event = next();
             if (!value_event) { return failure(); }
@@ -249,7 +258,10 @@ class Reader
                 for (Yaml& source : *sources) { merged.push_back(std::move(source)); }
                 continue;
             }
-            if (!own.insert(key->text).second) { return at(line, "the key " + key->text + " is there twice", "remove one of the two"); }
+            if (!own.insert(key->text).second)
+            {
+                return at(line, "the key " + key->text + " is there twice", "remove one of the two");
+            }
             out.keys.emplace_back(std::move(key->text), std::move(*value));
         }
         for (Yaml& source : merged) // earlier sources win, own keys win over all
@@ -291,7 +303,10 @@ Result<Yaml> parse_yaml(std::string_view text, const YamlLimits& limits)
     if (text.size() > limits.bytes)
     {
         return Error{Errc::invalid_argument,
-                     "the file has " + std::to_string(text.size()) + " bytes, at most " + std::to_string(limits.bytes) + " are read", {}, {}};
+                     "the file has " + std::to_string(text.size()) + " bytes, at most " + std::to_string(limits.bytes) +
+                         " are read",
+                     {},
+                     {}};
     }
     if (text.starts_with("\xff\xfe") || text.starts_with("\xfe\xff") || text.find('\0') != std::string_view::npos)
     {

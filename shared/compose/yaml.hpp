@@ -19,11 +19,12 @@ struct Yaml
         map,
     };
     Kind kind = Kind::null;
-    std::string text{};                               ///< scalar
-    bool plain = false;                               ///< scalar written without quotes: true and 80 are no strings then
-    int line = 0;                                     ///< 1-based
-    std::vector<Yaml> items{};                        ///< list
-    std::vector<std::pair<std::string, Yaml>> keys{}; ///< map, in the order of the text; the value's line is that of its key
+    std::string text{};        ///< scalar
+    bool plain = false;        ///< scalar written without quotes: true and 80 are no strings then
+    int line = 0;              ///< 1-based
+    std::vector<Yaml> items{}; ///< list
+    std::vector<std::pair<std::string, Yaml>>
+        keys{}; ///< map, in the order of the text; the value's line is that of its key
 
     const Yaml* find(std::string_view key) const;
 };

@@ -177,7 +177,7 @@ class BadInput(unittest.TestCase):
         os.kill(self.mesh.of("vmm-local")["pid"], signal.SIGKILL)
         wait_for(lambda: self.mesh.of("vmm-local")["state"] == "failed", "the VMM is not restarted", 30)
         try:
-            message = self.refused((3,), "app")
+            message = self.refused((3,), "app")  # not running
             self.assertIn("vmm", message.lower())
             self.assertIn("deploy.failed", types(self.mesh.events()))
         finally:

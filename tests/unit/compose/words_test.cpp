@@ -41,7 +41,7 @@ TEST_CASE("variables are replaced, and never by nothing")
         std::string_view text, out;
     };
     const Row rows[] = {
-        {"x$A-${A}", "x1-1"}, {"$$A", "$A"},       {"${B:-b}", "b"}, {"${B-}", ""},       {"${EMPTY:-b}", "b"},
+        {"x$A-${A}", "x1-1"}, {"$$A", "$A"},         {"${B:-b}", "b"}, {"${B-}", ""},  {"${EMPTY:-b}", "b"},
         {"${EMPTY-b}", ""},   {"${A:?needed}", "1"}, {"no", "no"},     {"$A$A", "11"},
     };
     for (const Row& row : rows)
@@ -78,7 +78,8 @@ TEST_CASE("image names have one full form")
         REQUIRE(out);
         CHECK(*out == full);
     }
-    for (const std::string_view bad : {"", "Upper", "a//b", "a:", "a@sha256:12", "../x", "a b", "-a", "a:b:c/d", "a/../b", "@"})
+    for (const std::string_view bad :
+         {"", "Upper", "a//b", "a:", "a@sha256:12", "../x", "a b", "-a", "a:b:c/d", "a/../b", "@"})
     {
         INFO(bad);
         CHECK_FALSE(normalize_image(bad));

@@ -60,7 +60,8 @@ TEST_CASE("what is no single, plain, finite document is refused")
         INFO(row.text);
         CHECK(refusal(row.text) == row.message);
     }
-    for (const std::string_view text : {"a: [1, 2\nb: 3\n", "a: 'x\n", "a:\n\t- b\n", "{", "a: b: c\n", "%YAML 9.9\n---\na\n", "\xff\xfe:x"})
+    for (const std::string_view text :
+         {"a: [1, 2\nb: 3\n", "a: 'x\n", "a:\n\t- b\n", "{", "a: b: c\n", "%YAML 9.9\n---\na\n", "\xff\xfe:x"})
     {
         INFO(text);
         const std::string message = refusal(text);
@@ -82,7 +83,10 @@ TEST_CASE("bombs are refused before they are expanded")
     std::string text_bomb = "a: &a '" + std::string(100'000, 'x') + "'\nb: [";
     for (int i = 0; i < 1000; ++i) { text_bomb += "*a,"; }
     std::string chain = "a0: &a0 [x]\n"; // each alias nests one level deeper
-    for (int i = 1; i < 200; ++i) { chain += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [*a" + std::to_string(i - 1) + "]\n"; }
+    for (int i = 1; i < 200; ++i)
+    {
+        chain += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [*a" + std::to_string(i - 1) + "]\n";
+    }
     std::string many_keys;
     for (int i = 0; i < 30'000; ++i) { many_keys += "k" + std::to_string(i) + ":\n"; }
     const std::string deep(100'000, '[');

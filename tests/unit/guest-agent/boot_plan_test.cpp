@@ -19,7 +19,11 @@ const std::string seed_hex(40, '1');
 
 json good_compose()
 {
-    return {{"manifest_version", 2}, {"name", "hello"}, {"runner", "docker-compose"}, {"docker_compose_file", "services: {}"}, {"secure_time", false}};
+    return {{"manifest_version", 2},
+            {"name", "hello"},
+            {"runner", "docker-compose"},
+            {"docker_compose_file", "services: {}"},
+            {"secure_time", false}};
 }
 
 Share share_of(const json& compose, const json& sys = json::object())
@@ -138,9 +142,11 @@ TEST_CASE("what would run another app than the measured one is refused")
         {"docker_compose_file", json::array(), "app-compose.json: docker_compose_file has the wrong type"},
         {"pre_launch_script", "echo", "app-compose.json: pre_launch_script is not supported by the development guest"},
         {"init_script", json::array({"a"}), "app-compose.json: init_script is not supported by the development guest"},
-        {"verity_volumes", json::array({json::object()}), "app-compose.json: verity_volumes is not supported by the development guest"},
+        {"verity_volumes", json::array({json::object()}),
+         "app-compose.json: verity_volumes is not supported by the development guest"},
         {"key_provider", "tpm", "app-compose.json: the key provider 'tpm' does not exist in the development guest"},
-        {"local_key_provider_enabled", true, "app-compose.json: the key provider 'local' does not exist in the development guest"},
+        {"local_key_provider_enabled", true,
+         "app-compose.json: the key provider 'local' does not exist in the development guest"},
         {"key_provider", "kms", "no KMS URLs are set, and the app's key provider is kms"},
         {"kms_enabled", true, "no KMS URLs are set, and the app's key provider is kms"},
         {"pre_launch_script", "", "accepted"},
@@ -157,7 +163,8 @@ TEST_CASE("what would run another app than the measured one is refused")
     }
     CHECK(refusal({"not json", "{}", {}, {}, {}}) == "app-compose.json is not a JSON object");
     CHECK(refusal({good_compose().dump(), "[]", {}, {}, {}}) == ".sys-config.json is not a JSON object");
-    CHECK(refusal(share_of(good_compose(), {{"kms_urls", "https://x"}})) == ".sys-config.json: kms_urls has the wrong type");
+    CHECK(refusal(share_of(good_compose(), {{"kms_urls", "https://x"}})) ==
+          ".sys-config.json: kms_urls has the wrong type");
     Share share = share_of(good_compose());
     share.instance_info = "{\"instance_id_seed\":\"zz\"}";
     CHECK(refusal(share) == ".instance_info: instance_id_seed is not hex");
@@ -166,7 +173,8 @@ TEST_CASE("what would run another app than the measured one is refused")
     CHECK(refusal(share).starts_with("there is an encrypted environment"));
     json with_kms = good_compose();
     with_kms["kms_enabled"] = true;
-    CHECK(refusal(share_of(with_kms, {{"kms_urls", {"https://10.0.2.2:8443"}}})).find("gave no .tee-simulator.json") != std::string::npos);
+    CHECK(refusal(share_of(with_kms, {{"kms_urls", {"https://10.0.2.2:8443"}}})).find("gave no .tee-simulator.json") !=
+          std::string::npos);
 }
 
 TEST_CASE("what a development guest leaves out is said")
@@ -192,10 +200,13 @@ TEST_CASE("no_instance_id gives an empty instance id")
 
 TEST_CASE("only allowed names come out of the encrypted environment")
 {
-    const auto list = read_env(R"({"env":[{"key":"A","value":"1"},{"key":"B","value":"2"},{"key":"1X","value":"3"},{"key":"C D","value":"4"}]})", {"A", "1X", "C D", "Z"});
+    const auto list = read_env(
+        R"({"env":[{"key":"A","value":"1"},{"key":"B","value":"2"},{"key":"1X","value":"3"},{"key":"C D","value":"4"}]})",
+        {"A", "1X", "C D", "Z"});
     REQUIRE(list);
     CHECK(*list == std::vector<std::pair<std::string, std::string>>{{"A", "1"}});
-    for (const std::string_view bad : {"", "[]", "{\"env\":{}}", "{\"env\":[1]}", "{\"env\":[{\"key\":1,\"value\":\"x\"}]}"})
+    for (const std::string_view bad :
+         {"", "[]", "{\"env\":{}}", "{\"env\":[1]}", "{\"env\":[{\"key\":1,\"value\":\"x\"}]}"})
     {
         INFO(bad);
         CHECK_FALSE(read_env(bad, {}));

@@ -20,11 +20,16 @@ std::string index_with(const json& image) { return json{{"format", 1}, {"images"
 
 json image_json(const std::string& folder)
 {
-    return {{"format", 1}, {"folder", folder}, {"reference", "docker.io/library/busybox:latest"}, {"manifest_digest", digest},
-            {"config", {{"entrypoint", json::array()}, {"cmd", {"sh"}}, {"env", {"PATH=/bin"}}, {"workdir", "/"}, {"user", ""}}}};
+    return {{"format", 1},
+            {"folder", folder},
+            {"reference", "docker.io/library/busybox:latest"},
+            {"manifest_digest", digest},
+            {"config",
+             {{"entrypoint", json::array()}, {"cmd", {"sh"}}, {"env", {"PATH=/bin"}}, {"workdir", "/"}, {"user", ""}}}};
 }
 
-constexpr std::string_view passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1001::/home/app:/bin/sh\nhuge:x:99999999999:1::/:/\n";
+constexpr std::string_view passwd =
+    "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1001::/home/app:/bin/sh\nhuge:x:99999999999:1::/:/\n";
 constexpr std::string_view groups = "root:x:0:\nstaff:x:50:bob,app\nadm:x:4:app\nwww:x:33:\n";
 
 } // namespace
@@ -40,8 +45,10 @@ TEST_CASE("the index of the image store")
     CHECK_FALSE(find_image(*images, "docker.io/library/other@" + digest));
     const auto missing = find_image(*images, "docker.io/library/nginx:1.25");
     REQUIRE_FALSE(missing);
-    CHECK(missing.error().message == "the image docker.io/library/nginx:1.25 is not in the image store, which has: docker.io/library/busybox:latest");
-    CHECK(find_image({}, "docker.io/library/nginx:1").error().message == "the image docker.io/library/nginx:1 is not in the image store, which is empty");
+    CHECK(missing.error().message == "the image docker.io/library/nginx:1.25 is not in the image store, which has: "
+                                     "docker.io/library/busybox:latest");
+    CHECK(find_image({}, "docker.io/library/nginx:1").error().message ==
+          "the image docker.io/library/nginx:1 is not in the image store, which is empty");
 
     for (const char* folder : {"..", "../x", "a/b", "", ".hidden"})
     {
@@ -51,7 +58,8 @@ TEST_CASE("the index of the image store")
     json incomplete = image_json("x");
     incomplete["config"].erase("cmd");
     CHECK_FALSE(parse_store_index(index_with(incomplete)));
-    for (const std::string_view bad : {"", "{}", "[]", "{\"format\":2,\"images\":[]}", "{\"format\":1}", "{\"format\":1,\"images\":[1]}"})
+    for (const std::string_view bad :
+         {"", "{}", "[]", "{\"format\":2,\"images\":[]}", "{\"format\":1}", "{\"format\":1,\"images\":[1]}"})
     {
         INFO(bad);
         CHECK_FALSE(parse_store_index(bad));
@@ -68,8 +76,12 @@ TEST_CASE("users are looked up in the image")
         std::vector<std::uint32_t> groups;
     };
     const Row rows[] = {
-        {"", 0, 0, "/root", {}},          {"app", 1000, 1001, "/home/app", {50, 4}}, {"1000", 1000, 1001, "/home/app", {50, 4}},
-        {"app:www", 1000, 33, "/home/app", {}}, {"7", 7, 0, "/", {}},                 {"7:8", 7, 8, "/", {}},
+        {"", 0, 0, "/root", {}},
+        {"app", 1000, 1001, "/home/app", {50, 4}},
+        {"1000", 1000, 1001, "/home/app", {50, 4}},
+        {"app:www", 1000, 33, "/home/app", {}},
+        {"7", 7, 0, "/", {}},
+        {"7:8", 7, 8, "/", {}},
     };
     for (const Row& row : rows)
     {
@@ -109,7 +121,8 @@ TEST_CASE("the container is cut off from the guest but for its network")
     service.name = "web";
     service.environment = {{"A", "1"}, {"PATH", "/mine"}};
     service.read_only = true;
-    service.mounts = {{compose::Mount::Kind::tmpfs, "", "/cache", "size=1m,noexec", false}, {compose::Mount::Kind::volume, "data", "/data", "", true}};
+    service.mounts = {{compose::Mount::Kind::tmpfs, "", "/cache", "size=1m,noexec", false},
+                      {compose::Mount::Kind::volume, "data", "/data", "", true}};
     const ImageConfig image{{}, {"run"}, {"PATH=/image", "B=2"}, "/srv", ""};
     const ContainerPaths paths{"/r", "/h", "/d", "/n", "/v"};
     const auto text = oci_spec(service, image, {1000, 1000, "/home/app", {4}}, paths);
@@ -128,11 +141,15 @@ TEST_CASE("the container is cut off from the guest but for its network")
     CHECK(namespaces == std::set<std::string>{"cgroup", "ipc", "mount", "pid", "uts"});
     const json& mounts = spec["mounts"];
     CHECK(mounts[mounts.size() - 2]["options"] == json{"nosuid", "nodev", "rw", "size=1m", "noexec"});
-    CHECK(mounts[mounts.size() - 1] == json{{"destination", "/data"}, {"type", "bind"}, {"source", "/v/data"}, {"options", {"nosuid", "nodev", "ro", "rbind"}}});
+    CHECK(mounts[mounts.size() - 1] == json{{"destination", "/data"},
+                                            {"type", "bind"},
+                                            {"source", "/v/data"},
+                                            {"options", {"nosuid", "nodev", "ro", "rbind"}}});
 
     const auto as_root = oci_spec(service, image, {}, paths);
     const json held = json::parse(*as_root)["process"]["capabilities"]["effective"];
-    for (const char* dangerous : {"CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_MODULE", "CAP_MKNOD", "CAP_SYS_PTRACE", "CAP_NET_RAW"})
+    for (const char* dangerous :
+         {"CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_MODULE", "CAP_MKNOD", "CAP_SYS_PTRACE", "CAP_NET_RAW"})
     {
         INFO(dangerous);
         CHECK(std::find(held.begin(), held.end(), dangerous) == held.end());
@@ -188,11 +205,12 @@ TEST_CASE("output gets its service's name, line by line")
 
 TEST_CASE("listeners are read from the kernel's table")
 {
-    const auto ports = listening_ports("  sl  local_address rem_address   st tx_queue rx_queue\n"
-                                       "   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
-                                       "   1: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 00000000     0        0 2 1\n"
-                                       "   2: 00000000000000000000000000000000:1538 00000000000000000000000000000000:0000 0A 0\n"
-                                       "garbage\n: : : 0A\n");
+    const auto ports = listening_ports(
+        "  sl  local_address rem_address   st tx_queue rx_queue\n"
+        "   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
+        "   1: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 00000000     0        0 2 1\n"
+        "   2: 00000000000000000000000000000000:1538 00000000000000000000000000000000:0000 0A 0\n"
+        "garbage\n: : : 0A\n");
     CHECK(ports == std::set<std::uint16_t>{80, 5432});
     CHECK(listening_ports("").empty());
 }

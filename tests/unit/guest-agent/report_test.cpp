@@ -11,7 +11,13 @@ using nlohmann::json;
 TEST_CASE("a report fits into what the host reads")
 {
     CHECK(notify_body("boot.progress", "done") == R"({"event":"boot.progress","payload":"done"})");
-    for (const std::string& text : {std::string(10'000, 'x'), std::string(10'000, '"'), [] { std::string out; for (int i = 0; i < 3000; ++i) { out += "\u00e9"; } return out; }()})
+    for (const std::string& text : {std::string(10'000, 'x'), std::string(10'000, '"'),
+                                    []
+                                    {
+                                        std::string out;
+                                        for (int i = 0; i < 3000; ++i) { out += "\u00e9"; }
+                                        return out;
+                                    }()})
     {
         const std::string body = notify_body("boot.error", text);
         CHECK(body.size() <= 4096);
@@ -27,7 +33,8 @@ TEST_CASE("a report fits into what the host reads")
 
 TEST_CASE("an RPC's reason is quoted as it is")
 {
-    CHECK(rpc_error("{\n  \"error\": \"App not allowed: Boot denied: rule x\"\n}") == "App not allowed: Boot denied: rule x");
+    CHECK(rpc_error("{\n  \"error\": \"App not allowed: Boot denied: rule x\"\n}") ==
+          "App not allowed: Boot denied: rule x");
     CHECK(rpc_error("plain") == "plain");
     CHECK(rpc_error("") == "no reason given");
     CHECK(rpc_error(std::string(5000, 'x')).size() == 512);
