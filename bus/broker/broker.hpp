@@ -4,6 +4,7 @@
 #include "bus/broker/journal.hpp"
 #include "bus/protocol/frames.hpp"
 #include "bus/protocol/zmq_watch.hpp"
+#include "shared/base/time.hpp"
 #include "shared/runtime/daemon.hpp"
 #include <deque>
 #include <unordered_map>
@@ -73,7 +74,12 @@ class Broker
 
     // events
     template <schema::EventStruct E>
-    void say(E event);
+    void say(E event)
+    {
+        std::string subject{event.subject()};
+        say(E::type, std::move(subject), schema::to_json(std::move(event)));
+    }
+    void say(const schema::EventType& type, std::string subject, std::string data);
     Task<> commit_events();
     Task<> read_events(std::string route, std::string correlation, JournalQuery query);
 

@@ -1,6 +1,6 @@
 #include "bus/broker/journal.hpp"
+#include "shared/base/time.hpp"
 #include <array>
-#include <ctime>
 #include <nlohmann/json.hpp>
 
 namespace dstack::bus
@@ -132,18 +132,6 @@ Result<std::vector<JournalEvent>> insert_all(state::Connection& db, const std::v
 }
 
 } // namespace
-
-std::string rfc3339(std::uint64_t time_ms)
-{
-    const auto seconds = static_cast<std::time_t>(time_ms / 1000);
-    std::tm parts{};
-    gmtime_r(&seconds, &parts);
-    std::array<char, 32> date{};
-    std::strftime(date.data(), date.size(), "%Y-%m-%dT%H:%M:%S", &parts);
-    std::array<char, 48> out{};
-    std::snprintf(out.data(), out.size(), "%s.%03uZ", date.data(), static_cast<unsigned>(time_ms % 1000));
-    return out.data();
-}
 
 int severity_rank(std::string_view severity)
 {

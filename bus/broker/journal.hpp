@@ -91,8 +91,6 @@ class Journal
     std::vector<std::string> services_;
 };
 
-/// RFC 3339 UTC with ms.
-std::string rfc3339(std::uint64_t time_ms);
 int severity_rank(std::string_view severity);
 
 } // namespace dstack::bus

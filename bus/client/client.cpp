@@ -1,6 +1,7 @@
 #include "bus/client/client.hpp"
 #include "bus/client/connection.hpp"
 #include "bus/schema/catalog.hpp"
+#include "shared/base/time.hpp"
 #include <array>
 #include <sys/random.h>
 

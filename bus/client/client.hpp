@@ -115,8 +115,9 @@ class Client
     /// Says goodbye: no more requests will be delivered here. Replies of handlers that still run are sent first.
     Task<> disconnect(milliseconds deadline);
 
+    /// No default for `options`, here or in publish: g++ 12 frees a class-type default argument of an awaited call twice.
     template <schema::CommandStruct C>
-    Task<Result<typename C::Reply>> call(C command, CallOptions options = {})
+    Task<Result<typename C::Reply>> call(C command, CallOptions options)
     {
         std::string body = schema::to_json(std::move(command));
         auto reply = co_await call_raw(C::type.name, std::move(body), std::move(options));
@@ -124,9 +125,15 @@ class Client
         co_return schema::from_json<typename C::Reply>(C::type.name, *reply);
     }
 
+    template <schema::CommandStruct C>
+    Task<Result<typename C::Reply>> call(C command)
+    {
+        return call(std::move(command), CallOptions{});
+    }
+
     /// Durable when it returns: the broker has fsynced. Retries until `deadline`; the id makes that harmless.
     template <schema::EventStruct E>
-    Task<Result<Cursor>> publish(E event, Trace trace = {}, milliseconds deadline = milliseconds{10'000})
+    Task<Result<Cursor>> publish(E event, Trace trace, milliseconds deadline)
     {
         OutgoingEvent outgoing = make_event(std::move(event), std::move(trace));
         auto cursor = co_await publish_raw(std::move(outgoing), deadline);

@@ -1,6 +1,6 @@
 #include "bus/client/connection.hpp"
+#include "shared/base/time.hpp"
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -15,12 +15,6 @@ constexpr std::size_t max_queued_requests = 1024;
 constexpr std::size_t max_kept_replies = 4096;
 constexpr std::size_t max_outstanding = 16'384;
 } // namespace
-
-std::uint64_t unix_ms()
-{
-    using namespace std::chrono;
-    return static_cast<std::uint64_t>(duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count());
-}
 
 Client::State::State(Loop& l, ClientConfig c)
     : loop(l), config(std::move(c)), commands(context, zmq::socket_type::dealer), monitor(context, zmq::socket_type::pair),

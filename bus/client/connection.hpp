@@ -120,6 +120,5 @@ struct Client::State
 };
 
 EventRecord parse_envelope(std::string envelope);
-std::uint64_t unix_ms();
 
 } // namespace dstack::bus

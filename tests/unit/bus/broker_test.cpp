@@ -153,9 +153,3 @@ TEST_CASE("configuration of the broker")
         CHECK_FALSE(parse_config(bad));
     }
 }
-
-TEST_CASE("times are RFC 3339 with milliseconds")
-{
-    CHECK(rfc3339(0) == "1970-01-01T00:00:00.000Z");
-    CHECK(rfc3339(1'700'000'000'042ULL) == "2023-11-14T22:13:20.042Z");
-}

@@ -1,0 +1,213 @@
+// The broker's commands: access, idempotency, delivery, results.
+#include "bus/broker/broker.hpp"
+#include "bus/schema/bus.hpp"
+#include "bus/schema/catalog.hpp"
+#include "shared/crypto/hash.hpp"
+#include "shared/crypto/hex.hpp"
+#include "shared/log/log.hpp"
+#include <algorithm>
+
+namespace dstack::bus
+{
+
+namespace
+{
+constexpr std::uint64_t max_deadline_ms = 3'600'000;
+constexpr std::uint64_t tick_ms = 20;
+} // namespace
+
+void Broker::fail(const std::string& route, std::string_view correlation, const Error& error)
+{
+    send(route, {wire::version, wire::result, correlation, to_string(error.code), wire::error_body(error)});
+}
+
+void Broker::fail_call(std::uint64_t delivery, const Error& error)
+{
+    auto call = calls_.take(delivery);
+    if (call) { fail(call->caller_route, call->correlation, error); }
+}
+
+void Broker::on_call(const Message& message)
+{
+    // call, correlation, command, deadline_ms, idempotency key, traceparent, body
+    const std::string_view correlation = message.at(1);
+    const schema::CommandType* type = schema::find_command(message.at(2));
+    const auto deadline = wire::number(message.at(3));
+    if (type == nullptr)
+    {
+        fail(message.route, correlation,
+             Error{Errc::not_found, "there is no command " + std::string{message.at(2).substr(0, 64)}, "see docs/reference/bus.md", {}});
+        return;
+    }
+    const std::uint64_t now = unix_ms();
+    if (!deadline || *deadline > now + max_deadline_ms || message.at(4).size() > 128 || message.at(5).size() > 128 ||
+        message.at(6).size() > wire::max_body_bytes)
+    {
+        fail(message.route, correlation, Error{Errc::invalid_argument, std::string{type->name} + ": malformed call", {}, {}});
+        return;
+    }
+    if (*deadline <= now)
+    {
+        fail(message.route, correlation, Error{Errc::deadline_exceeded, std::string{type->name} + ": the deadline was over on arrival", {}, {}});
+        return;
+    }
+    auto allowed = may_send(message.identity, *type);
+    if (!allowed)
+    {
+        refuse(message, std::string{type->name}, allowed.error());
+        fail(message.route, correlation, allowed.error());
+        return;
+    }
+    Call call;
+    call.caller_route = message.route;
+    call.correlation = correlation;
+    call.command = type->name;
+    call.service = type->target;
+    call.deadline_ms = *deadline;
+    call.key = message.at(4);
+    call.traceparent = message.at(5);
+    call.caller = message.identity.caller();
+    call.scope = message.identity.service.empty() ? "uid:" + std::to_string(message.identity.uid) : message.identity.service;
+    call.body = message.at(6);
+    if (type->target == "bus")
+    {
+        send(message.route, {wire::version, wire::result, correlation, wire::ok, serve_own(call)});
+        return;
+    }
+    if (!services_.contains(call.service))
+    {
+        fail(message.route, correlation,
+             Error{Errc::unavailable, call.service + ", which serves " + call.command + ", never registered here",
+                   "start it: `systemctl start dstack-" + call.service + "`, or `dstackup dev up`", {}});
+        return;
+    }
+    if (call.key.empty())
+    {
+        route_call(std::move(call));
+        return;
+    }
+    call.request_hash = crypto::to_hex(crypto::sha256(call.command + '\n' + call.body));
+    if (Call* same = calls_.find_key(call.scope, call.key))
+    {
+        if (same->request_hash != call.request_hash)
+        {
+            fail(message.route, correlation,
+                 Error{Errc::invalid_argument, call.command + ": the idempotency key was used for another request", {}, {}});
+            return;
+        }
+        // The caller came back, or asks twice: the newest asker gets the one result.
+        same->caller_route = call.caller_route;
+        same->correlation = call.correlation;
+        return;
+    }
+    scope_.spawn(route_keyed_call(std::move(call)));
+}
+
+Task<> Broker::route_keyed_call(Call call)
+{
+    auto kept = co_await journal_->find_result(call.scope, call.key);
+    if (!kept)
+    {
+        fail(call.caller_route, call.correlation, std::move(kept).error().within(call.command));
+        co_return;
+    }
+    if (*kept)
+    {
+        const KeptResult& result = **kept;
+        if (result.request_hash != call.request_hash)
+        {
+            fail(call.caller_route, call.correlation,
+                 Error{Errc::invalid_argument, call.command + ": the idempotency key was used for another request", {}, {}});
+        }
+        else { send(call.caller_route, {wire::version, wire::result, call.correlation, result.code, result.body}); }
+        co_return;
+    }
+    route_call(std::move(call));
+}
+
+void Broker::route_call(Call call)
+{
+    const std::string route = call.caller_route;
+    const std::string correlation = call.correlation;
+    auto delivery = calls_.add(std::move(call));
+    if (!delivery)
+    {
+        fail(route, correlation, delivery.error());
+        return;
+    }
+    uv_timer_start(
+        tick_.get(), [](uv_timer_t* h) { static_cast<Broker*>(h->data)->on_tick(); }, tick_ms, tick_ms);
+    deliver(*calls_.find(*delivery));
+}
+
+void Broker::deliver(Call& call)
+{
+    const Registration& service = services_[call.service];
+    if (service.route.empty()) { return; } // when it registers, see deliver_waiting
+    call.delivered = true;
+    send(service.route, {wire::version, wire::request, std::to_string(call.delivery), call.command, std::to_string(call.deadline_ms),
+                         call.key, call.traceparent, call.caller, call.body});
+}
+
+void Broker::deliver_waiting(const std::string& service)
+{
+    for (const std::uint64_t delivery : calls_.waiting_for(service)) { deliver(*calls_.find(delivery)); }
+}
+
+void Broker::on_reply(const Message& message)
+{
+    // reply, delivery, code, body
+    const auto delivery = wire::number(message.at(1));
+    const Call* call = delivery ? calls_.find(*delivery) : nullptr;
+    if (call == nullptr || call->service != message.identity.service) { return; } // too late, or not its to answer
+    finish(*delivery, message.at(2), message.at(3));
+}
+
+void Broker::finish(std::uint64_t delivery, std::string_view code, std::string_view body)
+{
+    Call* call = calls_.find(delivery);
+    const bool transient = code == to_string(Errc::unavailable) || code == to_string(Errc::deadline_exceeded) ||
+                           code == to_string(Errc::resource_exhausted) || code == to_string(Errc::cancelled);
+    if (call->key.empty() || transient)
+    {
+        send(call->caller_route, {wire::version, wire::result, call->correlation, code, body});
+        calls_.take(delivery);
+        return;
+    }
+    scope_.spawn(finish_keyed(*call, std::string{code}, std::string{body}));
+}
+
+Task<> Broker::finish_keyed(Call call, std::string code, std::string body)
+{
+    KeptResult result{call.request_hash, code, body};
+    const std::uint64_t now = unix_ms();
+    auto kept = co_await journal_->keep_result(call.scope, call.key, std::move(result), now);
+    if (!kept) { log::error("result not kept", {{"command", call.command}, {"error", kept.error().message}}); }
+    auto done = calls_.take(call.delivery); // may have another asker by now
+    if (!done) { co_return; }
+    send(done->caller_route, {wire::version, wire::result, done->correlation, code, body});
+}
+
+std::string Broker::serve_own(const Call&)
+{
+    schema::BusServices::Reply reply;
+    reply.version = DSTACK_VERSION;
+    reply.epoch = journal_->epoch();
+    reply.last_sequence = journal_->last();
+    for (const auto& [name, registration] : services_)
+    {
+        schema::ServiceEntry entry;
+        entry.service = name;
+        entry.state = registration.route.empty() ? "down" : "up";
+        entry.pid = registration.pid;
+        entry.version = registration.version;
+        entry.since = rfc3339(registration.since_ms);
+        entry.pending = calls_.all_of(name).size();
+        reply.services.push_back(std::move(entry));
+    }
+    std::sort(reply.services.begin(), reply.services.end(),
+              [](const auto& a, const auto& b) { return a.service < b.service; });
+    return schema::to_json(std::move(reply));
+}
+
+} // namespace dstack::bus
