@@ -82,7 +82,9 @@ Task<> Broker::commit_events()
         std::vector<PendingEvent> events;
         events.reserve(batch.size());
         for (const Unanswered& one : batch) { events.push_back(one.event); }
+        const std::uint64_t begun_us = steady_us();
         auto appended = co_await journal_->append(std::move(events));
+        if (appended) { stats_.committed(batch.size(), steady_us() - begun_us); }
         for (std::size_t i = 0; i < batch.size(); ++i)
         {
             const std::string& route = batch[i].route;
@@ -209,7 +211,10 @@ Task<> Broker::read_events(std::string route, std::string correlation, JournalQu
         frames.push_back(wire::frame(part));
     }
     for (const JournalEvent& event : page->events) { frames.push_back(wire::frame(event.envelope)); }
-    wire::send(commands_, frames);
+    const std::size_t bytes = wire::size_of(frames);
+    const bool taken = wire::send(commands_, frames);
+    stats_.sent(route, bytes, taken);
+    stats_.read(route, page->last > page->next ? page->last - page->next : 0);
 }
 
 } // namespace dstack::bus

@@ -13,6 +13,7 @@ struct BrokerConfig
     std::string directory = "/run/dstack/bus";        ///< [bus] directory: commands.sock and events.sock
     std::string journal = "/var/lib/dstack/bus/journal.db"; ///< [bus] journal
     std::uint64_t max_events = 1'000'000;              ///< [bus] max_events: older ones are removed, with a gap record
+    std::string metrics = "metrics.sock";              ///< [bus] metrics: unix socket of GET /metrics, relative to the directory; "": none
     IdentityRules identity{};                          ///< [identity] groups, [identity.services] service = "user:..." | "exe:..."
 };
 
