@@ -1,3 +1,4 @@
+#pragma once
 // What nearly every file of the tree includes, and no header of the tree itself: see precompiled in meson.build.
 #include <algorithm>
 #include <array>
