@@ -2,8 +2,11 @@
 // Which service it is depends on the path it is run from (exe: identity rules).
 #include "tests/bench/measure.hpp"
 #include <charconv>
+#include <fcntl.h>
 #include <poll.h>
 #include <random>
+#include <unistd.h>
+#include <utility>
 #include <zmq.hpp>
 
 using namespace dstack::bench;
@@ -57,6 +60,14 @@ void expect(zmq::socket_t& socket, Frames& frames, std::string_view verb)
     }
 }
 
+void wait_readable(zmq::socket_t& socket, std::int64_t ns)
+{
+    if ((socket.get(zmq::sockopt::events) & ZMQ_POLLIN) != 0) { return; }
+    pollfd descriptor{socket.get(zmq::sockopt::fd), POLLIN, 0};
+    const timespec limit{static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
+    ::ppoll(&descriptor, 1, &limit, nullptr);
+}
+
 zmq::socket_t connect(zmq::context_t& context, const std::string& directory, const std::string& service)
 {
     zmq::socket_t socket{context, zmq::socket_type::dealer};
@@ -103,7 +114,7 @@ class Publisher
     std::uint64_t sent() const { return born_.size(); }
     std::uint64_t acknowledged() const { return acknowledged_; }
     const std::vector<std::int64_t>& latencies() const { return latencies_; }
-    std::string last_cursor() const { return last_cursor_; }
+    std::uint64_t last_sequence() const { return last_sequence_; }
     void forget_latencies() { latencies_.clear(); }
 
     /// One message with `count` events.
@@ -143,7 +154,8 @@ class Publisher
             latencies_.push_back(now - born_[serial]);
             ++acknowledged_;
         }
-        last_cursor_ = text(frames_.back());
+        const std::string_view cursor = text(frames_.back()); // EPOCH:SEQUENCE
+        std::from_chars(cursor.data() + cursor.find(':') + 1, cursor.data() + cursor.size(), last_sequence_);
         return true;
     }
 
@@ -164,34 +176,29 @@ class Publisher
         }
     }
 
-    /// `rate` events a second for `count` events, sent on time whatever the acknowledgements do.
-    void run_at(std::size_t count, std::size_t rate)
+    /// `rate` events a second for `count` events.
+    void run_at(std::size_t count, std::size_t rate, std::size_t gather)
     {
-        const std::uint64_t first = born_.size();
-        const std::uint64_t until = first + count;
-        const std::int64_t began = now_ns();
-        while (acknowledged_ < until)
+        const auto send_due = [&](std::size_t due)
         {
+            for (std::size_t left = due; left > 0;)
+            {
+                const std::size_t some = std::min(left, gather);
+                send_events(some);
+                left -= some;
+            }
             while (take(false)) {}
-            const std::int64_t elapsed = now_ns() - began;
-            const auto due = std::min<std::uint64_t>(until, first + static_cast<std::uint64_t>(static_cast<double>(elapsed) * 1e-9 * static_cast<double>(rate)) + 1);
-            while (sent() < due) { send_events(1); }
-            const std::int64_t next = sent() >= until ? began + elapsed + 1'000'000
-                                                      : began + static_cast<std::int64_t>(static_cast<double>(sent() - first) * 1e9 / static_cast<double>(rate));
-            const std::int64_t pause = next - now_ns();
-            if (pause > 0) { wait_readable(pause); }
-        }
+        };
+        const auto idle = [&](std::int64_t ns)
+        {
+            wait_readable(socket_, ns);
+            while (take(false)) {}
+        };
+        pace(count, rate, send_due, idle);
+        while (acknowledged_ < sent()) { take(true); }
     }
 
   private:
-    void wait_readable(std::int64_t ns)
-    {
-        if ((socket_.get(zmq::sockopt::events) & ZMQ_POLLIN) != 0) { return; }
-        pollfd descriptor{socket_.get(zmq::sockopt::fd), POLLIN, 0};
-        const timespec limit{static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
-        ::ppoll(&descriptor, 1, &limit, nullptr);
-    }
-
     zmq::socket_t& socket_;
     std::string type_;
     Payload payload_;
@@ -199,7 +206,7 @@ class Publisher
     std::vector<std::int64_t> born_;
     std::vector<std::int64_t> latencies_;
     std::uint64_t acknowledged_ = 0;
-    std::string last_cursor_;
+    std::uint64_t last_sequence_ = 0;
     Frames frames_;
 };
 
@@ -215,13 +222,173 @@ void publish(const Arguments& args)
     publisher.run(args.number("warmup", 0), window, gather);
     publisher.forget_latencies();
     const std::int64_t began = now_ns();
-    if (args.number("rate") > 0) { publisher.run_at(count, args.number("rate")); }
+    if (args.number("rate") > 0) { publisher.run_at(count, args.number("rate"), gather); }
     else { publisher.run(count, window, gather); }
     const double seconds = static_cast<double>(now_ns() - began) * 1e-9;
     Report report;
     report.add("count", static_cast<double>(count));
     report.add("per_second", static_cast<double>(count) / seconds);
+    report.add("last_sequence", static_cast<double>(publisher.last_sequence()));
     auto latencies = publisher.latencies();
+    report.add_latency(latencies);
+    report.print();
+}
+
+/// subscribe: --subscribers live subscribers see the events numbered --warmup to --warmup + --count.
+void subscribe(const Arguments& args)
+{
+    const std::size_t subscribers = args.number("subscribers", 1);
+    const std::uint64_t first = args.number("warmup", 0);
+    zmq::context_t context;
+    std::vector<zmq::socket_t> sockets;
+    std::vector<zmq::pollitem_t> items;
+    std::vector<Watcher> watchers;
+    Frames frames;
+    for (std::size_t i = 0; i < subscribers; ++i)
+    {
+        zmq::socket_t& socket = sockets.emplace_back(context, zmq::socket_type::sub);
+        socket.set(zmq::sockopt::rcvhwm, 100'000);
+        socket.set(zmq::sockopt::rcvtimeo, 20'000);
+        for (const char* topic : {"e.", "h"}) { socket.set(zmq::sockopt::subscribe, topic); }
+        socket.connect("ipc://" + args.text("bus") + "/events.sock");
+        watchers.emplace_back(first, first + args.number("count") - 1);
+    }
+    for (zmq::socket_t& socket : sockets)
+    {
+        do { receive(socket, frames, true); } while (text(frames[0]) != "h"); // it is connected now
+        items.push_back({socket.handle(), 0, ZMQ_POLLIN, 0});
+    }
+    say_ready();
+    for (std::size_t done = 0; done < subscribers;)
+    {
+        if (zmq::poll(items, std::chrono::milliseconds{5000}) == 0) { break; } // the last ones were missed
+        for (std::size_t i = 0; i < subscribers; ++i)
+        {
+            while ((items[i].revents & ZMQ_POLLIN) != 0 && receive(sockets[i], frames, false))
+            {
+                if (frames.size() != 3 || text(frames[0]) == "h") { continue; }
+                const bool before = watchers[i].done();
+                watchers[i].see(text(frames[2]));
+                done += !before && watchers[i].done() ? 1U : 0U;
+            }
+        }
+    }
+    Report report;
+    report_watchers(report, watchers);
+    report.print();
+}
+
+/// replay: reads --count events from the beginning, --times, or again and again for --seconds.
+void replay(const Arguments& args)
+{
+    const std::size_t count = args.number("count", 200'000);
+    zmq::context_t context;
+    zmq::socket_t socket = connect(context, args.text("bus"), args.text("service"));
+    Frames frames;
+    std::vector<double> rates;
+    const std::int64_t until = now_ns() + static_cast<std::int64_t>(args.number("seconds")) * 1'000'000'000;
+    if (args.number("seconds") > 0) { say_ready(); }
+    for (std::size_t turn = 0; args.number("seconds") > 0 ? now_ns() < until : turn < args.number("times", 1); ++turn)
+    {
+        const std::int64_t began = now_ns();
+        std::string after = "0";
+        std::size_t seen = 0;
+        while (seen < count)
+        {
+            send(socket, {"1", "read", "r", after, "1000", "{}"});
+            expect(socket, frames, "events"); // correlation epoch next last gap_from gap_to gap_reason event...
+            if (frames.size() < 10) { die("the journal ended after " + std::to_string(seen) + " events"); }
+            after = std::string{text(frames[3])} + ":" + std::string{text(frames[4])};
+            seen += frames.size() - 9;
+        }
+        rates.push_back(static_cast<double>(seen) / (static_cast<double>(now_ns() - began) * 1e-9));
+    }
+    std::sort(rates.begin(), rates.end());
+    Report report;
+    report.add("times", static_cast<double>(rates.size()));
+    report.add("per_second", rates[rates.size() / 2]);
+    report.print();
+}
+
+/// serve: registers as --service and answers every request with --size bytes, until it is killed.
+void serve(const Arguments& args)
+{
+    zmq::context_t context;
+    zmq::socket_t socket = connect(context, args.text("bus"), args.text("service"));
+    Payload payload{args.number("size", 512)};
+    Frames frames;
+    say_ready();
+    for (std::uint64_t served = 0;;)
+    {
+        wait_readable(socket, 1'000'000'000);
+        bool idle = true;
+        while (receive(socket, frames, false))
+        {
+            if (frames.size() < 9 || text(frames[1]) != "request") { continue; }
+            idle = false;
+            send(socket, {"1", "reply", text(frames[2]), "ok", payload.make(++served, now_ns())});
+        }
+        if (idle) { send(socket, {"1", "ping"}); }
+    }
+}
+
+/// call: --count calls of --command with --window in flight, after --warmup.
+void call(const Arguments& args)
+{
+    zmq::context_t context;
+    zmq::socket_t socket = connect(context, args.text("bus"), args.text("service"));
+    const std::string command = args.text("command", "lease.list");
+    const std::string deadline = std::to_string(unix_now_ms() + 600'000);
+    const std::size_t window = args.number("window", 32);
+    Payload payload{args.number("size", 512)};
+    Frames frames;
+    std::vector<std::int64_t> born;
+    std::vector<std::int64_t> latencies;
+    const auto run = [&](std::size_t count)
+    {
+        born.clear();
+        latencies.clear();
+        while (latencies.size() < count)
+        {
+            while (born.size() < count && born.size() - latencies.size() < window)
+            {
+                born.push_back(now_ns());
+                send(socket, {"1", "call", std::to_string(born.size() - 1), command, deadline, "", "", payload.make(born.size(), born.back())});
+            }
+            for (bool first = true; receive(socket, frames, first); first = false)
+            {
+                if (frames.size() != 5 || text(frames[1]) != "result" || text(frames[3]) != "ok") { die("not a result: " + std::string{text(frames.back())}); }
+                std::size_t serial = 0;
+                std::from_chars(text(frames[2]).data(), text(frames[2]).data() + frames[2].size(), serial);
+                latencies.push_back(now_ns() - born.at(serial));
+            }
+        }
+    };
+    run(args.number("warmup", 0));
+    const std::int64_t began = now_ns();
+    run(args.number("count", 10'000));
+    Report report;
+    report.add("per_second", static_cast<double>(latencies.size()) / (static_cast<double>(now_ns() - began) * 1e-9));
+    report.add_latency(latencies);
+    report.print();
+}
+
+/// append: --count times --size bytes and fdatasync at the end of --file, nothing else: what the disk allows.
+void append(const Arguments& args)
+{
+    const int file = ::open(args.text("file").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (file < 0) { die("open " + args.text("file")); }
+    Payload payload{args.number("size", 512)};
+    std::vector<std::int64_t> latencies;
+    for (std::size_t i = 0; i < args.number("count", 1000); ++i)
+    {
+        const std::int64_t began = now_ns();
+        const std::string& data = payload.make(i, began);
+        if (::write(file, data.data(), data.size()) != static_cast<ssize_t>(data.size()) || ::fdatasync(file) != 0) { die("append"); }
+        latencies.push_back(now_ns() - began);
+    }
+    ::close(file);
+    Report report;
     report.add_latency(latencies);
     report.print();
 }
@@ -232,7 +399,14 @@ int main(int argc, char** argv)
 {
     const std::string_view verb = argc > 1 ? argv[1] : "";
     const Arguments args{argc, argv};
-    if (verb == "publish") { publish(args); }
-    else { die("usage: drive_bus publish --bus DIRECTORY [--OPTION VALUE]..."); }
-    return 0;
+    for (const auto& [name, run] : std::initializer_list<std::pair<std::string_view, void (*)(const Arguments&)>>{
+             {"publish", publish}, {"subscribe", subscribe}, {"replay", replay}, {"serve", serve}, {"call", call}, {"append", append}})
+    {
+        if (verb == name)
+        {
+            run(args);
+            return 0;
+        }
+    }
+    die("usage: drive_bus publish|subscribe|replay|serve|call|append --bus DIRECTORY [--OPTION VALUE]...");
 }

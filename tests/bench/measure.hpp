@@ -1,10 +1,12 @@
 #pragma once
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -114,11 +116,20 @@ class Payload
         put(43, 10, number);
         return text_;
     }
-    /// When `data`, which one of these made, was born.
-    static std::int64_t born_of(std::string_view data)
+    /// When an object that one of these made was born, and its number: `text` holds it somewhere.
+    struct Stamp
     {
-        const auto at = data.find("\"born\":\"");
-        return at == std::string_view::npos ? 0 : std::strtoll(data.data() + at + 8, nullptr, 10);
+        std::int64_t born_ns = 0;
+        std::uint64_t number = 0;
+    };
+    static std::optional<Stamp> stamp_of(std::string_view text)
+    {
+        const auto at = text.find("{\"born\":\"");
+        if (at == std::string_view::npos || text.size() < at + 53) { return std::nullopt; }
+        Stamp stamp;
+        std::from_chars(text.data() + at + 9, text.data() + at + 29, stamp.born_ns);
+        std::from_chars(text.data() + at + 43, text.data() + at + 53, stamp.number);
+        return stamp;
     }
 
   private:
@@ -128,5 +139,80 @@ class Payload
     }
     std::string text_;
 };
+
+/// Sends `count` things at `rate` a second, on time whatever comes back: `send(n)` sends the n that are due now,
+/// `idle(ns)` has until the next one is due.
+template <class Send, class Idle>
+void pace(std::size_t count, std::size_t rate, Send send, Idle idle)
+{
+    const std::int64_t began = now_ns();
+    const double per_ns = static_cast<double>(rate) * 1e-9;
+    for (std::size_t sent = 0; sent < count;)
+    {
+        const auto due = std::min(count, 1 + static_cast<std::size_t>(static_cast<double>(now_ns() - began) * per_ns));
+        if (due > sent) { send(due - sent); }
+        sent = std::max(sent, due);
+        const std::int64_t pause = began + static_cast<std::int64_t>(static_cast<double>(sent) / per_ns) - now_ns();
+        if (pause > 0) { idle(pause); }
+    }
+}
+
+/// What one subscriber saw: latencies of the events with a number from `first` on, until `last`.
+class Watcher
+{
+  public:
+    Watcher(std::uint64_t first, std::uint64_t last) : first_(first), last_(last) { latencies_.reserve(last - first + 1); }
+    void see(std::string_view text)
+    {
+        const std::int64_t now = now_ns();
+        const auto stamp = Payload::stamp_of(text);
+        if (!stamp) { return; }
+        if (stamp->number >= first_ && stamp->number <= last_)
+        {
+            if (latencies_.empty()) { began_ns_ = stamp->born_ns; }
+            ended_ns_ = now;
+            latencies_.push_back(now - stamp->born_ns);
+        }
+        done_ = done_ || stamp->number >= last_;
+    }
+    bool done() const { return done_; }
+    std::uint64_t missed() const { return last_ - first_ + 1 - latencies_.size(); }
+    double per_second() const { return static_cast<double>(latencies_.size()) / (static_cast<double>(ended_ns_ - began_ns_) * 1e-9); }
+    const std::vector<std::int64_t>& latencies() const { return latencies_; }
+
+  private:
+    std::uint64_t first_, last_;
+    bool done_ = false;
+    std::int64_t began_ns_ = 0;
+    std::int64_t ended_ns_ = 0;
+    std::vector<std::int64_t> latencies_;
+};
+
+/// All subscribers' latencies, and the 99th percentile of the one that is worst off.
+inline void report_watchers(Report& report, const std::vector<Watcher>& watchers)
+{
+    std::vector<std::int64_t> all;
+    std::int64_t worst = 0;
+    std::uint64_t missed = 0;
+    for (const Watcher& watcher : watchers)
+    {
+        std::vector<std::int64_t> own = watcher.latencies();
+        all.insert(all.end(), own.begin(), own.end());
+        std::sort(own.begin(), own.end());
+        if (!own.empty()) { worst = std::max(worst, own[static_cast<std::size_t>(0.99 * static_cast<double>(own.size() - 1))]); }
+        missed += watcher.missed();
+    }
+    report.add("missed", static_cast<double>(missed));
+    report.add("per_second", watchers.front().per_second());
+    report.add("worst_p99_us", static_cast<double>(worst) / 1000.0);
+    report.add_latency(all);
+}
+
+/// Tells the one that started this process that it may go on.
+inline void say_ready()
+{
+    std::puts("ready");
+    std::fflush(stdout);
+}
 
 } // namespace dstack::bench
