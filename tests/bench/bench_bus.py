@@ -137,7 +137,8 @@ class Dbus:
             '<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">'
             f'<busconfig><type>session</type><listen>{self.address}</listen><auth>EXTERNAL</auth><policy context="default"><allow send_destination="*"/>'
             '<allow eavesdrop="false"/><allow own="*"/></policy></busconfig>')
-        self.process = subprocess.Popen(["dbus-daemon", "--nofork", f"--config-file={self.folder}/config"], stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(["dbus-daemon", "--nofork", f"--config-file={self.folder}/config"], stdin=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
         wait_for((self.folder / "socket").exists, "dbus-daemon", 10)
 
     def __enter__(self):
@@ -314,7 +315,7 @@ def bench_commands(quick, say):
 
 
 def fill(journal, events):
-    """More events in a broker's journal (it is stopped): each like the last one, with another id and sequence."""
+    """More events in a broker's journal (it is stopped): each like one that a driver published, with another id and sequence."""
     db = sqlite3.connect(journal, isolation_level=None)
     db.execute("PRAGMA journal_mode=OFF")
     db.execute("PRAGMA synchronous=OFF")
@@ -323,7 +324,7 @@ def fill(journal, events):
     number = "printf('%08x-%04x-7%03x-8000-%012x', 26000000 + i / 65536, i % 65536, i % 4096, i)"
     values = {"sequence": f"{last} + i", "id": f"unhex(replace({number}, '-', ''))" if kind == "blob" else number}
     db.execute(f"INSERT INTO events({', '.join(names)}) SELECT {', '.join(values.get(name, 'e.' + name) for name in names)} FROM (WITH RECURSIVE c(i) AS"
-               f" (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {events}) SELECT i FROM c), (SELECT * FROM events WHERE sequence = {last}) AS e ORDER BY i")
+               f" (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {events}) SELECT i FROM c), (SELECT * FROM events WHERE type = 'lease.granted' LIMIT 1) AS e ORDER BY i")
     db.execute("PRAGMA journal_mode=WAL")
     db.close()
 
