@@ -56,6 +56,8 @@ inline std::size_t size_of(const Frames& frames)
     for (const zmq::message_t& part : frames) { bytes += part.size(); }
     return bytes;
 }
+/// Without a copy: the frame owns the text.
+zmq::message_t frame_of(std::string text);
 
 /// Decimal without sign or spaces; anything else is nothing.
 std::optional<std::uint64_t> number(std::string_view text);
