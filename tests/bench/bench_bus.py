@@ -207,7 +207,7 @@ def bench_publish(quick, say):
 
 
 def bench_one(quick, say):
-    """Every round in another order of nothing: append, publish, append on the same disk at the same time of day."""
+    """Bare append, bus and JetStream in turn, on the same disk."""
     count = 1_000 if quick else 5_000
     ours, theirs = [], []
     with Bus() as bus, Nats() as nats:
@@ -267,10 +267,8 @@ def bench_fan_out(quick, say):
             theirs.append(live_round_nats(nats, 1_000, seconds, 100))
             ours.append(live_round(bus, 1_000, seconds, 100))
             say_live(say, ours[-1], theirs[-1])
-    missed = sum(run["missed"] for run in ours)
-    if missed:
-        raise AssertionError(f"the 100 live subscribers missed {missed:.0f} events")
     return [bar("fan_out_100_worst_p99", middle(ours, "worst_p99_us") / 1000, "ms", 25, middle(theirs, "worst_p99_us") / 1000, absolute=True),
+            bar("fan_out_100_missed", sum(run["missed"] for run in ours), "", 0),
             bar("fan_out_100_core", middle(ours, "core"), "%", 40, middle(theirs, "core"), absolute=True)]
 
 
@@ -369,14 +367,14 @@ def bench_start(quick, say):
     return [bar("start_with_10_million", max(statistics.median(times) for times in (cold, warm, killed)), "ms", 250)]
 
 
-BENCHES = {"publish, acknowledged": bench_publish, "publish one at a time": bench_one, "publisher to subscriber": bench_live,
-           "100 subscribers": bench_fan_out, "replay": bench_replay, "commands": bench_commands, "start": bench_start}
+PARTS = {"publish": bench_publish, "one": bench_one, "live": bench_live, "fan_out": bench_fan_out, "replay": bench_replay, "commands": bench_commands,
+         "start": bench_start}
 
 
-def run(quick, say):
+def run(quick, say, part=None):
     build_drivers(say)
     bars = []
-    for title, bench in BENCHES.items():
-        say(f"bus: {title}")
-        bars += bench(quick, say)
+    for name in [part] if part else PARTS:
+        say(f"bus: {name}")
+        bars += PARTS[name](quick, say)
     return bars
