@@ -14,7 +14,6 @@ from mesh import BUILD, TOP, Prefix, free_port, wait_for
 DRIVERS = BUILD / "bench"
 PATIENCE = 600
 ROUNDS = 3
-BATCH = os.environ.get("DSTACK_BENCH_BATCH", "on")
 
 
 def build_drivers(say):
@@ -97,7 +96,7 @@ class Bus:
         return Driver(self.prefix.path / name, verb, **self.options(name), **options)
 
     def publish(self, **options):
-        return self.drive("publish", batch=BATCH, **options)
+        return self.drive("publish", **options)
 
 
 class Nats:
