@@ -95,9 +95,6 @@ class Bus:
     def beside(self, verb, name="operator", **options):
         return Driver(self.prefix.path / name, verb, **self.options(name), **options)
 
-    def publish(self, **options):
-        return self.drive("publish", **options)
-
 
 class Nats:
     """nats-server with JetStream on file."""
@@ -190,7 +187,7 @@ def bench_publish(quick, say):
             peer_loaded.append(resident(nats.process.pid)[0])
         with Bus() as bus:
             idle.append(resident(bus.broker.pid))
-            ours.append(bus.publish(warmup=20_000, count=count))
+            ours.append(bus.drive("publish", warmup=20_000, count=count))
             loaded.append(resident(bus.broker.pid))
             single = bus.drive("publish", count=min(count, 100_000), batch="off")
         say(f"  {ours[-1]['per_second']:.0f}/s, p50 {ours[-1]['p50_us']:.0f} p99 {ours[-1]['p99_us']:.0f} max {ours[-1]['max_us']:.0f} us; one event per message"
@@ -211,10 +208,10 @@ def bench_one(quick, say):
     ours, theirs = [], []
     with Bus() as bus, Nats() as nats:
         nats.drive("publish", count=200, window=1)
-        bus.publish(count=200, window=1)
+        bus.drive("publish", count=200, window=1)
         for i in range(ROUNDS + 2):
             theirs.append(bus.drive("append", name="operator", file=bus.prefix.path / f"append{i}", count=count))
-            ours.append(bus.publish(count=count, window=1))
+            ours.append(bus.drive("publish", count=count, window=1))
             jetstream = nats.drive("publish", count=count, window=1, stream="same")
             say(f"  p50 {ours[-1]['p50_us']:.0f} p99 {ours[-1]['p99_us']:.0f} us; append and fdatasync {theirs[-1]['p50_us']:.0f} {theirs[-1]['p99_us']:.0f};"
                 f" JetStream (no fsync) {jetstream['p50_us']:.0f} {jetstream['p99_us']:.0f}")
@@ -226,7 +223,7 @@ def live_round(bus, rate, seconds, subscribers=1):
     warmup, count = rate // 2, rate * seconds
     with bus.beside("subscribe", subscribers=subscribers, warmup=warmup, count=count) as watcher:
         used, began = cpu_seconds(bus.broker.pid), time.monotonic()
-        bus.publish(rate=rate, count=warmup + count)
+        bus.drive("publish", rate=rate, count=warmup + count)
         share = (cpu_seconds(bus.broker.pid) - used) / (time.monotonic() - began)
         return {**watcher.result(), "core": share * 100}
 
@@ -276,7 +273,7 @@ def bench_replay(quick, say):
     ours, theirs, alone, during, peer_alone, peer_during = [], [], [], [], [], []
     with Bus() as bus, Nats() as nats:
         nats.drive("publish", count=count)
-        bus.publish(count=count)
+        bus.drive("publish", count=count)
         for _ in range(ROUNDS):
             theirs.append(nats.drive("replay", count=count, times=3))
             ours.append(bus.drive("replay", name="operator", count=count, times=3))
@@ -337,7 +334,7 @@ def bench_start(quick, say):
     events = 1_000_000 if quick else 10_000_000
     cold, warm, killed = [], [], []
     with Bus() as bus:
-        bus.publish(count=1000)
+        bus.drive("publish", count=1000)
         bus.broker.stop()
         began = time.monotonic()
         fill(bus.journal, events)
@@ -347,7 +344,7 @@ def bench_start(quick, say):
             at = time.monotonic()
             bus.broker.start()
             times.append((time.monotonic() - at) * 1000)
-            bus.publish(count=1)
+            bus.drive("publish", count=1)
 
         for _ in range(2 * ROUNDS - 1):
             forget_pages(bus.journal)
@@ -358,7 +355,7 @@ def bench_start(quick, say):
             start(killed)
             bus.broker.stop()
         bus.broker.start()
-        sequence = int(bus.publish(count=1)["last_sequence"])
+        sequence = int(bus.drive("publish", count=1)["last_sequence"])
         if sequence < events:
             raise AssertionError(f"the broker did not serve the {events} events: it is at {sequence}")
     say(f"  ms from exec to ready: {statistics.median(cold):.0f} with nothing of the journal in memory, {statistics.median(warm):.0f} with, "
