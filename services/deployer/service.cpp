@@ -486,7 +486,8 @@ void Deployer::heard(const bus::EventRecord& event)
     {
         auto exit = schema::from_json<schema::VmExited>(event.type, event.data);
         std::string reason = exit ? exit->reason : std::string{"for an unknown reason"};
-        if (exit && !exit->last_lines.empty()) { reason += "; its last line: " + exit->last_lines.back().substr(0, 200); }
+        const bool says_it = reason.starts_with("kernel panic: "); // the last line is of the trace then
+        if (exit && !says_it && !exit->last_lines.empty()) { reason += "; its last line: " + exit->last_lines.back().substr(0, 200); }
         host_.note_exit(event.subject, std::move(reason));
     }
     if (event.type == schema::VmStarted::type.name) { host_.forget_exit(event.subject); }

@@ -229,6 +229,20 @@ Task<Result<std::string>> boot_failed(Ports& ports, Work& work, Error error)
     co_return std::move(denial.error);
 }
 
+/// A guest's end is told twice, by the VMM's answer and by its event, which has the reason and may come second.
+Task<Result<std::string>> guest_failed(Ports& ports, Work& work, Result<std::optional<VmSight>> vm)
+{
+    const bool exited = *vm && (*vm)->status == "exited" && (*vm)->boot_error.empty();
+    for (int tries = 0; exited && tries < 4 && ports.exit_reason(work.app.vm_id).empty(); ++tries)
+    {
+        const milliseconds pause{250};
+        co_await ports.wait_change(work.app.vm_id, pause);
+    }
+    BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
+    verdict.error.hint = "its console: `dstack logs " + work.app.name + "`";
+    co_return co_await boot_failed(ports, work, std::move(verdict.error));
+}
+
 Error too_late(const Work& work, std::string_view what, const std::string& last)
 {
     Error error{Errc::deadline_exceeded,
@@ -263,11 +277,11 @@ Task<Result<std::string>> wait_boot(Ports& ports, Work& work)
         auto vm = co_await ports.look(work.app.vm_id);
         if (vm) // a VMM that is away for a moment is not the guest's failure
         {
-            BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
+            const BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
             if (verdict.kind == BootVerdict::Kind::booted) { co_return "guest: " + (*vm)->boot_progress; }
             if (verdict.kind == BootVerdict::Kind::failed)
             {
-                co_return co_await boot_failed(ports, work, std::move(verdict.error));
+                co_return co_await guest_failed(ports, work, vm);
             }
             last = (*vm)->boot_progress;
         }
@@ -300,10 +314,10 @@ Task<Result<std::string>> wait_answer(Ports& ports, Work& work)
         auto vm = co_await ports.look(work.app.vm_id);
         if (vm)
         {
-            BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
+            const BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
             if (verdict.kind == BootVerdict::Kind::failed)
             {
-                co_return co_await boot_failed(ports, work, std::move(verdict.error));
+                co_return co_await guest_failed(ports, work, vm);
             }
         }
         const milliseconds pause = remaining(ports, work, milliseconds{100});

@@ -169,6 +169,7 @@ TEST_CASE("a boot that goes wrong fails the deploy with the guest's words")
         const auto end = run(host, deploy_work(host));
         REQUIRE(end);
         CHECK(end->operation.reason == "the VM exited while booting: kernel panic (last reported: done)");
+        CHECK(end->operation.hint == "its console: `dstack logs hello`");
     }
     SECTION("never done")
     {
