@@ -1,5 +1,6 @@
 #pragma once
 #include "bus/broker/identity.hpp"
+#include "bus/broker/retention.hpp"
 #include "shared/base/result.hpp"
 #include <string>
 #include <string_view>
@@ -12,7 +13,7 @@ struct BrokerConfig
 {
     std::string directory = "/run/dstack/bus";        ///< [bus] directory: commands.sock and events.sock
     std::string journal = "/var/lib/dstack/bus/journal.db"; ///< [bus] journal
-    std::uint64_t max_events = 1'000'000;              ///< [bus] max_events: older ones are removed, with a gap record
+    Retention retention{};                             ///< [bus] max_events, max_age_days, max_megabytes: older events are removed, as a gap
     IdentityRules identity{};                          ///< [identity] groups, [identity.services] service = "user:..." | "exe:..."
 };
 
