@@ -1,5 +1,6 @@
 #include "services/dstack/document.hpp"
 #include "services/dstack/exit_code.hpp"
+#include "services/dstack/interrupt.hpp"
 #include "services/dstack/verbs.hpp"
 #include <csignal>
 #include <cstdio>
@@ -9,8 +10,6 @@ namespace
 {
 using namespace dstack;
 using namespace dstack::cli;
-
-void leave_on_signal(int signal) { ::_exit(128 + signal); }
 
 Task<int> dispatch(Session& session)
 {
@@ -81,8 +80,7 @@ int run_options(Options options)
 int main(int argc, char** argv)
 {
     std::signal(SIGPIPE, SIG_IGN);
-    std::signal(SIGINT, leave_on_signal);
-    std::signal(SIGTERM, leave_on_signal);
+    leave_on_signals();
     auto parsed = parse_options(argc, argv);
     if (const auto* mistake = std::get_if<Leave>(&parsed)) { return leave(*mistake); }
     return run_options(std::move(std::get<Options>(parsed)));
