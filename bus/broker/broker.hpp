@@ -2,6 +2,7 @@
 #include "bus/broker/calls.hpp"
 #include "bus/broker/config.hpp"
 #include "bus/broker/journal.hpp"
+#include "bus/broker/live.hpp"
 #include "bus/broker/stats.hpp"
 #include "bus/protocol/frames.hpp"
 #include "bus/protocol/zmq_watch.hpp"
@@ -84,7 +85,6 @@ class Broker
     void enqueue(JournalEntry entry);
     Task<> commit_events();
     void settle(const std::vector<JournalEntry>& batch, const Result<Done>& appended);
-    void tell(const JournalEntry& entry);
     Task<> trim_journal();
     Task<> read_events(std::string route, std::string correlation, JournalQuery query);
 
@@ -118,6 +118,7 @@ class Broker
     zmq::socket_t zap_{context_, zmq::socket_type::router};
     zmq::socket_t commands_{context_, zmq::socket_type::router};
     zmq::socket_t live_{context_, zmq::socket_type::xpub};
+    LiveStream live_stream_;
     std::unique_ptr<ZmqWatch> zap_watch_;
     std::unique_ptr<ZmqWatch> commands_watch_;
     std::unique_ptr<ZmqWatch> live_watch_;
