@@ -2,9 +2,13 @@
 #include "bus/client/client.hpp"
 #include "bus/schema/all.hpp"
 #include "shared/log/log.hpp"
+#include "shared/process/fd_ready.hpp"
 #include "shared/runtime/daemon.hpp"
+#include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
+#include <unistd.h>
 #include <vector>
 
 using namespace dstack;
@@ -129,10 +133,157 @@ Task<int> subscribe(bus::Client& client, Arguments args)
     }
 }
 
+std::string padded(int number)
+{
+    std::string digits = std::to_string(number);
+    return std::string(digits.size() < 9 ? 9 - digits.size() : 0, '0') + digits;
+}
+
+/// What the workers of one `stream` share.
+struct Stream
+{
+    Loop* loop;
+    bus::Client* client;
+    std::string type;
+    int next;
+    int last; ///< 0: without end
+    int pause_ms;
+    std::string filler;
+};
+
+Task<> stream_worker(Stream* stream)
+{
+    const milliseconds limit{15'000};
+    while (stream->last == 0 || stream->next <= stream->last)
+    {
+        const int number = stream->next++;
+        bus::Client::OutgoingEvent event;
+        event.id = stream->type + "-" + padded(number);
+        event.type = stream->type;
+        event.subject = "s" + std::to_string(number % 3);
+        event.severity = number % 5 == 0 ? "warning" : "info";
+        event.time_ms = 1'700'000'000'000ULL + static_cast<std::uint64_t>(number);
+        event.data = R"({"number":)" + std::to_string(number) + R"(,"filler":")" + stream->filler + "\"}";
+        for (bool acknowledged = false; !acknowledged;)
+        {
+            auto cursor = co_await stream->client->publish_raw(event, limit);
+            acknowledged = static_cast<bool>(cursor);
+            say(acknowledged ? "acked " + std::to_string(number) + " " + bus::to_string(*cursor) : describe(cursor.error()));
+        }
+        const milliseconds pause{stream->pause_ms};
+        if (stream->pause_ms > 0) { co_await sleep_for(*stream->loop, pause); }
+    }
+}
+
+/// stream TYPE FIRST LAST IN_FLIGHT PAUSE_MS BYTES: events FIRST to LAST (0: for ever), so many at once, each sent again until
+/// it is acknowledged; "acked NUMBER CURSOR"
+Task<int> stream(Loop& loop, bus::Client& client, Arguments args)
+{
+    Stream state{&loop,  &client, args[0], std::atoi(args[1].c_str()), std::atoi(args[2].c_str()), std::atoi(args[4].c_str()),
+                 std::string(static_cast<std::size_t>(std::atoi(args[5].c_str())), 'x')};
+    Scope workers{loop};
+    for (int i = 0; i < std::atoi(args[3].c_str()); ++i) { workers.spawn(stream_worker(&state)); }
+    co_await workers.drain();
+    co_return 0;
+}
+
+bus::Filter filter_of(const Arguments& args, std::size_t first)
+{
+    const auto at = [&](std::size_t i) { return i < args.size() ? args[i] : std::string{}; };
+    return {at(first), at(first + 1), at(first + 2), at(first + 3)};
+}
+
+std::optional<bus::From> from_of(const std::string& text)
+{
+    if (text == "now") { return bus::From{}; }
+    if (text == "0") { return bus::From{bus::From::Kind::beginning, {}, 0}; }
+    auto cursor = bus::cursor_from_string(text);
+    if (!cursor) { return std::nullopt; }
+    return bus::From{bus::From::Kind::cursor, *cursor, 0};
+}
+
+/// Says one item of a stream in a line, and gives the sequence that it reaches to.
+std::uint64_t say_item(const bus::StreamItem& item)
+{
+    if (const auto* event = std::get_if<bus::EventRecord>(&item))
+    {
+        say("event " + bus::to_string(event->cursor) + " " + event->id);
+        return event->cursor.sequence;
+    }
+    if (const auto* gap = std::get_if<bus::Gap>(&item))
+    {
+        say("gap " + std::to_string(gap->from) + " " + std::to_string(gap->to) + " " + gap->reason);
+        return gap->to;
+    }
+    say("caught_up " + bus::to_string(std::get<bus::CaughtUp>(item).cursor));
+    return 0;
+}
+
+/// follow FROM TYPE SUBJECT SOURCE SEVERITY PAUSE_EVERY PAUSE_MS: "event CURSOR ID" until it is killed
+Task<int> follow(Loop& loop, bus::Client& client, Arguments args)
+{
+    const auto from = from_of(args[0]);
+    if (!from) { co_return 2; }
+    const int pause_every = args.size() > 6 ? std::atoi(args[5].c_str()) : 0;
+    const milliseconds pause{pause_every > 0 ? std::atoi(args[6].c_str()) : 0};
+    bus::Subscription subscription = client.subscribe(filter_of(args, 1), *from);
+    for (int count = 1;; ++count)
+    {
+        auto item = co_await subscription.next();
+        if (!item)
+        {
+            say(describe(item.error()));
+            co_return 1;
+        }
+        say_item(*item);
+        if (pause_every > 0 && count % pause_every == 0) { co_await sleep_for(loop, pause); }
+    }
+}
+
+/// reader FROM TYPE SUBJECT SOURCE SEVERITY: for each sequence on stdin the items up to it, then "done"; it reads no faster
+Task<int> reader(Loop& loop, bus::Client& client, Arguments args)
+{
+    const auto from = from_of(args[0]);
+    if (!from) { co_return 2; }
+    bus::Subscription subscription = client.subscribe(filter_of(args, 1), *from);
+    process::FdReady ready{loop, STDIN_FILENO};
+    std::string input;
+    say("ready");
+    for (;;)
+    {
+        const auto end = input.find('\n');
+        if (end == std::string::npos)
+        {
+            ready.arm();
+            co_await ready.wait();
+            std::array<char, 256> buffer{};
+            const ssize_t got = ::read(STDIN_FILENO, buffer.data(), buffer.size());
+            if (got <= 0) { co_return 0; }
+            input.append(buffer.data(), static_cast<std::size_t>(got));
+            continue;
+        }
+        const std::uint64_t until = std::strtoull(input.c_str(), nullptr, 10);
+        input.erase(0, end + 1);
+        for (std::uint64_t at = 0; at < until;)
+        {
+            auto item = co_await subscription.next();
+            if (!item)
+            {
+                say(describe(item.error()));
+                co_return 1;
+            }
+            at = say_item(*item);
+        }
+        say("done");
+    }
+}
+
 Task<int> run_verb(Loop& loop, bus::Client& client, std::string verb, Arguments args)
 {
     if (verb == "serve") { co_return co_await serve(loop, client, std::move(args)); }
-    auto connected = co_await client.connect(milliseconds{5'000});
+    const bool patient = verb == "stream" || verb == "follow" || verb == "reader"; // they outlive brokers
+    const milliseconds limit{patient ? 60'000 : 5'000};
+    auto connected = co_await client.connect(limit);
     if (!connected)
     {
         say(describe(connected.error()));
@@ -142,6 +293,9 @@ Task<int> run_verb(Loop& loop, bus::Client& client, std::string verb, Arguments 
     if (verb == "publish") { co_return co_await publish(client, std::move(args)); }
     if (verb == "emit") { co_return co_await emit(client, std::move(args)); }
     if (verb == "subscribe") { co_return co_await subscribe(client, std::move(args)); }
+    if (verb == "stream") { co_return co_await stream(loop, client, std::move(args)); }
+    if (verb == "follow") { co_return co_await follow(loop, client, std::move(args)); }
+    if (verb == "reader") { co_return co_await reader(loop, client, std::move(args)); }
     co_return 64;
 }
 
@@ -161,7 +315,7 @@ int main(int argc, char** argv)
 {
     if (argc < 4)
     {
-        std::fputs("usage: bus_probe BUS_DIRECTORY call|serve|publish|subscribe ARGUMENT...\n", stderr);
+        std::fputs("usage: bus_probe BUS_DIRECTORY call|serve|publish|emit|subscribe|stream|follow|reader ARGUMENT...\n", stderr);
         return 64;
     }
     log::init("bus_probe", log::Level::warn);
