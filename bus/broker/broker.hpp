@@ -2,6 +2,7 @@
 #include "bus/broker/calls.hpp"
 #include "bus/broker/config.hpp"
 #include "bus/broker/journal.hpp"
+#include "bus/broker/stats.hpp"
 #include "bus/protocol/frames.hpp"
 #include "bus/protocol/zmq_watch.hpp"
 #include "shared/base/time.hpp"
@@ -20,6 +21,7 @@ struct Registration
     std::string version;
     std::uint64_t since_ms = 0;
     std::uint64_t last_seen_ms = 0;
+    std::uint64_t restarts = 0; ///< registrations by another process
     UvHandle<uv_poll_t> death; ///< readable when the process has exited
     int pidfd = -1;
 };
@@ -36,6 +38,8 @@ class Broker
 
     /// Binds the sockets. Call before everything else.
     Result<Done> listen();
+    /// What bus.stats answers.
+    schema::BusStats::Reply statistics() const;
     /// Waits until all that was accepted is durable and answered.
     Task<> drain(milliseconds limit);
 
@@ -101,6 +105,7 @@ class Broker
     Task<> finish_keyed(Call call, std::string code, std::string body);
     void fail(const std::string& route, std::string_view correlation, const Error& error);
     void fail_call(std::uint64_t delivery, const Error& error);
+    void note_finished(const Call& call, std::string_view code, std::string_view body);
     std::string serve_own(const Call& call);
     void refuse(const Message& message, std::string tried, const Error& error);
     void say_refused(std::uint32_t uid, std::uint32_t pid, std::string tried, std::string reason);
@@ -120,6 +125,7 @@ class Broker
 
     std::unordered_map<std::string, Registration> services_;
     Calls calls_;
+    Stats stats_;
     std::vector<JournalEntry> unanswered_; ///< published, not yet on their way to the disk
     std::unordered_map<std::string, std::size_t> publishing_; ///< per route, not yet durable
     std::size_t reads_ = 0;

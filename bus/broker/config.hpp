@@ -14,6 +14,7 @@ struct BrokerConfig
     std::string directory = "/run/dstack/bus";        ///< [bus] directory: commands.sock and events.sock
     std::string journal = "/var/lib/dstack/bus/journal.db"; ///< [bus] journal
     Retention retention{};                             ///< [bus] max_events, max_age_days, max_megabytes: older events are removed, as a gap
+    std::string metrics = "metrics.sock";              ///< [bus] metrics: unix socket of GET /metrics, relative to the directory; "": none
     IdentityRules identity{};                          ///< [identity] groups, [identity.services] service = "user:..." | "exe:..."
 };
 

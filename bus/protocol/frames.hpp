@@ -50,6 +50,12 @@ using Frames = std::vector<zmq::message_t>;
 inline std::string_view text(const zmq::message_t& frame) { return {static_cast<const char*>(frame.data()), frame.size()}; }
 inline zmq::message_t frame(std::string_view bytes) { return zmq::message_t{bytes.data(), bytes.size()}; }
 
+inline std::size_t size_of(const Frames& frames)
+{
+    std::size_t bytes = 0;
+    for (const zmq::message_t& part : frames) { bytes += part.size(); }
+    return bytes;
+}
 /// Without a copy: the frame owns the text.
 zmq::message_t frame_of(std::string text);
 

@@ -66,6 +66,7 @@ const std::vector<CommandEntry>& commands()
 {
     static const std::vector<CommandEntry> all{
         entry<BusServices>(),
+        entry<BusStats>(),
         entry<LeaseReserve>(),
         entry<LeaseBind>(),
         entry<LeaseRelease>(),
