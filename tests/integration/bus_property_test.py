@@ -18,7 +18,7 @@ from bus_test import PROBE
 from mesh import Prefix, wait_for
 
 SEED = int(os.environ.get("DSTACK_PROPERTY_SEED") or int.from_bytes(os.urandom(4), "big"))
-STEPS = int(os.environ.get("DSTACK_PROPERTY_STEPS", "60"))
+STEPS = int(os.environ.get("DSTACK_PROPERTY_STEPS", "50"))
 SERVICES = {"allocator": "lease.granted", "deployer": "deploy.step", "vmm-local": "vm.ready"}
 SEVERITIES = ["debug", "info", "warning", "error"]
 COUNT_SLACK = 1000  # the journal removes in steps: up to this many more than max_events stay
@@ -108,13 +108,16 @@ class Reader:
         if line != word:
             raise AssertionError(f"{self.name}: '{line}' instead of '{word}'")
 
-    def kill(self):
-        """What it had got by then it has got."""
+    def end(self):
         self.process.kill()
         self.process.wait(10)
         self.thread.join(10)
         self.process.stdin.close()
         self.process.stdout.close()
+
+    def kill(self):
+        """What it had got by then it has got."""
+        self.end()
         self.run.journal.look()
         while (line := self.lines.get()) is not None:
             if line != "done":
@@ -211,9 +214,7 @@ class Run:
 
     def close(self):
         for reader in self.readers:
-            if reader.process is not None and reader.process.poll() is None:
-                reader.process.kill()
-            reader.process.wait(10)
+            reader.end()
         if self.streaming is not None:
             self.streaming[1].kill()
             self.streaming[1].communicate()
