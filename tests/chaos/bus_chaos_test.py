@@ -23,7 +23,7 @@ class Peer:
     def __init__(self, path):
         self.path = path
         self.path.touch()
-        self.process = None
+        self.process = None  # of this life; None while it is down
         self.held = False
         self.lives = 0
 
@@ -71,21 +71,23 @@ class Peer:
         return lines[-1].decode() if lines else ""
 
 
-class Publisher(Peer):
-    """Publishes numbers 1, 2, 3 ... as events with ids that follow from them; begins each life at the first one that was not acknowledged."""
+class Numbered(Peer):
+    """Does things with the numbers 1, 2, 3 ...; each life begins at the first one whose end is not known."""
 
-    def __init__(self, bus, who, kind, in_flight, pause_ms, size):
-        super().__init__(bus.prefix.path / f"publisher-{who}.txt")
-        self.bus, self.who, self.kind = bus, who, kind
-        self.shape = [str(in_flight), str(pause_ms), str(size)]
+    word = verb = ""
+
+    def __init__(self, bus, who, what, *shape):
+        super().__init__(bus.prefix.path / f"{self.verb}-{who}.txt")
+        self.bus, self.who, self.what = bus, who, what
+        self.shape = [str(part) for part in shape]  # in flight first
         self.last = 0
-        self.acknowledged = {}
+        self.ended = {}
         self.errors = []
         self.read_to = 0
         self.first = 1
 
     def take(self):
-        """Reads what was acknowledged since."""
+        """Reads what has ended since."""
         with open(self.path, "rb") as file:
             file.seek(self.read_to)
             data = file.read()
@@ -93,25 +95,48 @@ class Publisher(Peer):
         self.read_to += len(data)
         for line in data.decode().splitlines():
             word, _, rest = line.partition(" ")
-            if word != "acked":
+            if word != self.word:
                 self.errors.append(line)
                 continue
-            number, cursor = rest.split()
-            known = self.acknowledged.setdefault(int(number), cursor)
-            if known != cursor:
-                self.errors.append(f"{self.kind} {number}: acknowledged as {known} and as {cursor}")
-        while self.first in self.acknowledged:
+            number, _, end = rest.partition(" ")
+            known = self.ended.setdefault(int(number), end)
+            if known != end:
+                self.errors.append(f"{self.what} {number}: {self.word} as {known} and as {end}")
+        while self.first in self.ended:
             self.first += 1
 
     def command(self):
         self.take()
-        return [str(self.bus.folder / self.who), str(self.bus.prefix.bus), "stream", self.kind, str(self.first), str(self.last), *self.shape]
+        return [str(self.bus.folder / self.who), str(self.bus.prefix.bus), self.verb, self.what, str(self.first), str(self.last), *self.shape]
 
     def finish(self):
         """Its last life: up to the highest number that may have been sent."""
         self.take()
-        self.last = max(self.acknowledged, default=0) + int(self.shape[0]) + 1
+        self.last = max(self.ended, default=0) + int(self.shape[0]) + 1
         self.start()
+
+
+class Publisher(Numbered):
+    """Publishes events whose ids follow from their numbers: in flight, pause in ms, size in bytes."""
+
+    word, verb = "acked", "stream"
+
+
+class Caller(Numbered):
+    """Calls a command with idempotency keys that follow from the numbers: in flight, pause in ms."""
+
+    word, verb = "answered", "calls"
+
+
+class Ledger(Peer):
+    """A service that writes down each key once, and answers with its number."""
+
+    def __init__(self, bus):
+        super().__init__(bus.prefix.path / "ledger.txt")
+        self.bus, self.file = bus, bus.prefix.path / "ledger.keys"
+
+    def command(self):
+        return [str(self.bus.folder / "allocator"), str(self.bus.prefix.bus), "ledger", "allocator", "lease.list", str(self.file)]
 
 
 class Follower(Peer):
@@ -189,8 +214,8 @@ class Reference(Follower):
 class Chaos:
     """Who is killed or held when: from the seed."""
 
-    def __init__(self, test, bus, publishers, followers):
-        self.test, self.bus, self.publishers, self.followers = test, bus, publishers, followers
+    def __init__(self, test, bus, publishers, followers, callers, ledger):
+        self.test, self.bus, self.publishers, self.followers, self.callers, self.ledger = test, bus, publishers, followers, callers, ledger
         self.random = random.Random(SEED)
         self.later = []  # (time, what to do)
         self.counts = {}
@@ -208,7 +233,7 @@ class Chaos:
     def run(self, seconds):
         end = time.monotonic() + seconds
         acts = [self.kill_broker, self.kill_broker_as_it_starts, self.hold_broker, self.kill_publisher, self.kill_publisher,
-                self.kill_follower, self.kill_follower, self.hold_follower, self.kill_all]
+                self.kill_follower, self.kill_follower, self.hold_follower, self.kill_caller, self.kill_ledger, self.kill_all]
         while time.monotonic() < end:
             act, pause = self.random.choice(acts), self.random.uniform(0.02, 1.2)
             act()
@@ -272,6 +297,12 @@ class Chaos:
     def kill_publisher(self):
         self.kill_peer(self.random.choice(self.publishers), self.random.uniform(0, 0.5))
 
+    def kill_caller(self):
+        self.kill_peer(self.random.choice(self.callers), self.random.uniform(0, 0.5))
+
+    def kill_ledger(self):
+        self.kill_peer(self.ledger, self.random.choice((0, 0, 0.2, 1)))
+
     def kill_follower(self):
         self.kill_peer(self.random.choice(self.followers), self.random.choice((0, 0, 0.5, 3)))
 
@@ -288,7 +319,7 @@ class Chaos:
         if not self.end_broker():
             return
         self.broker_down = True
-        for peer in self.publishers + self.followers:
+        for peer in [*self.publishers, *self.followers, *self.callers, self.ledger]:
             self.kill_peer(peer, 0.2)
         self.after(0.1, self.start_broker)
 
@@ -305,7 +336,10 @@ class BusChaosTest(unittest.TestCase):
                      Follower(bus, "severity", severity="warning"), Follower(bus, "source", source="deployer", subject="s1")]
         if subprocess.run([PYTHON, "-c", "import zmq"], capture_output=True).returncode == 0:
             followers.append(Reference(bus, "reference", type="lease."))
-        peers = publishers + followers
+        # Of one identity each: a key belongs to its caller.
+        callers = [Caller(bus, "deployer", "lease.list", 8, 10), Caller(bus, "operator", "lease.list", 1, 1)]
+        ledger = Ledger(bus)
+        peers = [ledger, *publishers, *followers, *callers]
 
         def end():
             for peer in peers:
@@ -316,27 +350,28 @@ class BusChaosTest(unittest.TestCase):
         self.addCleanup(end)
         for peer in peers:
             peer.start()
-        chaos = Chaos(self, bus, publishers, followers)
+        chaos = Chaos(self, bus, publishers, followers, callers, ledger)
         chaos.run(SECONDS)
 
         # Everybody is up again; the publishers come to an end, and the subscribers to theirs.
-        for publisher in publishers:
-            self.assertTrue(publisher.kill(), publisher.last_line())
-            publisher.finish()
-        for publisher in publishers:
-            wait_for(lambda: publisher.process.poll() is not None, f"{publisher.who} comes to its end: {publisher.last_line()}", 120, 0.1)
-            self.assertEqual(publisher.process.returncode, 0, publisher.last_line())
-            publisher.take()
+        for peer in publishers + callers:
+            self.assertTrue(peer.kill(), peer.last_line())
+            peer.finish()
+        for peer in publishers + callers:
+            wait_for(lambda: peer.process.poll() is not None, f"{peer.path.name} comes to its end: {peer.last_line()}", 120, 0.1)
+            self.assertEqual(peer.process.returncode, 0, peer.last_line())
+            peer.take()
         journal = self.journal(bus)
         for follower in followers:
             expected = follower.expected(journal)
             wait_for(lambda: follower.position().endswith(f":{expected[-1][0]}"), f"{follower.name} has read all: {follower.position()} of {expected[-1]}", 180, 0.1)
 
         counts = ", ".join(f"{name} {count}" for name, count in sorted(chaos.counts.items()))
-        print(f"note: {len(journal)} events; {counts}", file=sys.stderr, flush=True)
+        print(f"note: {len(journal)} events, {sum(caller.last for caller in callers)} calls; {counts}", file=sys.stderr, flush=True)
         self.check_publishers(publishers, journal)
         for follower in followers:
             self.check_follower(follower, journal)
+        self.check_calls(callers, ledger)
 
     def journal(self, bus):
         """[(sequence, id, type, source, subject, severity)], as it is on the disk."""
@@ -349,11 +384,21 @@ class BusChaosTest(unittest.TestCase):
         self.assertEqual([row[0] for row in journal], list(range(1, len(journal) + 1)), "the sequence has no hole")
         for publisher in publishers:
             self.assertEqual(publisher.errors, [])
-            self.assertEqual(sorted(publisher.acknowledged), list(range(1, publisher.last + 1)))
-            lost = [number for number, cursor in publisher.acknowledged.items()
-                    if by_sequence.get(int(cursor.split(":")[1])) != f"{publisher.kind}-{number:09}"]
+            self.assertEqual(sorted(publisher.ended), list(range(1, publisher.last + 1)))
+            lost = [number for number, cursor in publisher.ended.items()
+                    if by_sequence.get(int(cursor.split(":")[1])) != f"{publisher.what}-{number:09}"]
             self.assertEqual(lost[:10], [], f"{len(lost)} acknowledged events of {publisher.who} are not in the journal where they were acknowledged")
-            self.assertEqual(sum(row[2] == publisher.kind for row in journal), publisher.last, "and no others")
+            self.assertEqual(sum(row[2] == publisher.what for row in journal), publisher.last, "and no others")
+
+    def check_calls(self, callers, ledger):
+        done = [line.split() for line in ledger.file.read_text().splitlines()]
+        self.assertEqual(len({key for key, _ in done}), len(done), "a key was worked on twice")
+        for caller in callers:
+            self.assertEqual(caller.errors, [])
+            self.assertEqual(sorted(caller.ended), list(range(1, caller.last + 1)))
+        numbers = [json.loads(answer)["answer"] for caller in callers for answer in caller.ended.values()]
+        self.assertEqual(len(set(numbers)), len(numbers), "two calls got one answer")
+        self.assertLessEqual(set(numbers), {int(number) for _, number in done}, "an answer that was never written down")
 
     def check_follower(self, follower, journal):
         expected = follower.expected(journal)

@@ -7,6 +7,9 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <fcntl.h>
+#include <fstream>
+#include <map>
 #include <optional>
 #include <unistd.h>
 #include <vector>
@@ -187,6 +190,70 @@ Task<int> stream(Loop& loop, bus::Client& client, Arguments args)
     co_return 0;
 }
 
+/// A service whose work is durable: a line in a file for each idempotency key, written once.
+struct Ledger
+{
+    int fd = -1;
+    std::map<std::string, int> numbers;
+};
+
+Task<Result<std::string>> ledger_answer(Ledger* ledger, bus::CallContext context)
+{
+    const std::string key = context.caller.substr(0, context.caller.find(":pid=")) + "/" + context.idempotency_key;
+    if (!ledger->numbers.contains(key))
+    {
+        const int number = static_cast<int>(ledger->numbers.size()) + 1;
+        const std::string line = key + " " + std::to_string(number) + "\n";
+        if (::write(ledger->fd, line.data(), line.size()) != static_cast<ssize_t>(line.size())) { std::abort(); }
+        ledger->numbers[key] = number;
+    }
+    co_return R"({"leases":[],"answer":)" + std::to_string(ledger->numbers[key]) + "}";
+}
+
+/// ledger SERVICE COMMAND FILE: until it is killed
+Task<int> ledger(Loop& loop, bus::Client& client, Arguments args)
+{
+    Ledger state;
+    std::ifstream before{args[2]};
+    std::string key;
+    for (int number = 0; before >> key >> number;) { state.numbers[key] = number; }
+    state.fd = ::open(args[2].c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    client.serve_raw(args[1], [&state](std::string, bus::CallContext context) { return ledger_answer(&state, std::move(context)); }, 8);
+    const milliseconds limit{60'000};
+    auto connected = co_await client.connect(limit);
+    if (!connected)
+    {
+        say(describe(connected.error()));
+        co_return 1;
+    }
+    for (;;) { co_await sleep_for(loop, limit); }
+}
+
+Task<> call_worker(Stream* stream)
+{
+    while (stream->last == 0 || stream->next <= stream->last)
+    {
+        const int number = stream->next++;
+        bus::CallOptions options;
+        options.idempotency_key = "call-" + padded(number);
+        options.deadline = milliseconds{30'000};
+        auto reply = co_await stream->client->call_raw(stream->type, "{}", options);
+        say(reply ? "answered " + std::to_string(number) + " " + *reply : describe(reply.error()));
+        const milliseconds pause{stream->pause_ms};
+        co_await sleep_for(*stream->loop, pause);
+    }
+}
+
+/// calls COMMAND FIRST LAST IN_FLIGHT PAUSE_MS: keyed calls with these numbers; "answered NUMBER BODY"
+Task<int> calls(Loop& loop, bus::Client& client, Arguments args)
+{
+    Stream state{&loop, &client, args[0], std::atoi(args[1].c_str()), std::atoi(args[2].c_str()), std::atoi(args[4].c_str()), {}};
+    Scope workers{loop};
+    for (int i = 0; i < std::atoi(args[3].c_str()); ++i) { workers.spawn(call_worker(&state)); }
+    co_await workers.drain();
+    co_return 0;
+}
+
 bus::Filter filter_of(const Arguments& args, std::size_t first)
 {
     const auto at = [&](std::size_t i) { return i < args.size() ? args[i] : std::string{}; };
@@ -281,7 +348,8 @@ Task<int> reader(Loop& loop, bus::Client& client, Arguments args)
 Task<int> run_verb(Loop& loop, bus::Client& client, std::string verb, Arguments args)
 {
     if (verb == "serve") { co_return co_await serve(loop, client, std::move(args)); }
-    const bool patient = verb == "stream" || verb == "follow" || verb == "reader"; // they outlive brokers
+    if (verb == "ledger") { co_return co_await ledger(loop, client, std::move(args)); }
+    const bool patient = verb == "stream" || verb == "calls" || verb == "follow" || verb == "reader"; // they outlive brokers
     const milliseconds limit{patient ? 60'000 : 5'000};
     auto connected = co_await client.connect(limit);
     if (!connected)
@@ -294,6 +362,7 @@ Task<int> run_verb(Loop& loop, bus::Client& client, std::string verb, Arguments 
     if (verb == "emit") { co_return co_await emit(client, std::move(args)); }
     if (verb == "subscribe") { co_return co_await subscribe(client, std::move(args)); }
     if (verb == "stream") { co_return co_await stream(loop, client, std::move(args)); }
+    if (verb == "calls") { co_return co_await calls(loop, client, std::move(args)); }
     if (verb == "follow") { co_return co_await follow(loop, client, std::move(args)); }
     if (verb == "reader") { co_return co_await reader(loop, client, std::move(args)); }
     co_return 64;
@@ -303,7 +372,7 @@ Task<> run(Loop& loop, std::string directory, std::string verb, Arguments args, 
 {
     bus::ClientConfig config;
     config.directory = std::move(directory);
-    config.service = verb == "serve" ? args[0] : std::string{};
+    config.service = verb == "serve" || verb == "ledger" ? args[0] : std::string{};
     bus::Client client{loop, config};
     auto code = co_await run_verb(loop, client, std::move(verb), std::move(args));
     *exit_code = code;
@@ -315,7 +384,7 @@ int main(int argc, char** argv)
 {
     if (argc < 4)
     {
-        std::fputs("usage: bus_probe BUS_DIRECTORY call|serve|publish|emit|subscribe|stream|follow|reader ARGUMENT...\n", stderr);
+        std::fputs("usage: bus_probe BUS_DIRECTORY call|serve|publish|emit|subscribe|stream|ledger|calls|follow|reader ARGUMENT...\n", stderr);
         return 64;
     }
     log::init("bus_probe", log::Level::warn);
