@@ -74,12 +74,12 @@ class Broker
 
     // events
     template <schema::EventStruct E>
-    void say(E event)
+    void say(E event, std::string_view traceparent = {})
     {
         const std::string subject{event.subject()};
-        say(E::type, subject, schema::to_json(std::move(event)));
+        say(E::type, subject, schema::to_json(std::move(event)), traceparent);
     }
-    void say(const schema::EventType& type, std::string_view subject, std::string_view data);
+    void say(const schema::EventType& type, std::string_view subject, std::string_view data, std::string_view traceparent);
     void publish_one(const Message& message, std::size_t first);
     void unpublished(const std::string& route, std::string_view id, const Error& error);
     void enqueue(JournalEntry entry);

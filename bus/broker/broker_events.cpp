@@ -32,11 +32,11 @@ std::string_view fault_of(const EventHead& event, const schema::EventType* type,
 }
 } // namespace
 
-void Broker::say(const schema::EventType& type, std::string_view subject, std::string_view data)
+void Broker::say(const schema::EventType& type, std::string_view subject, std::string_view data, std::string_view traceparent)
 {
     const std::string id = uuid_v7();
     const EventHead head{.id = id, .type = type.name, .service = "bus", .subject = subject,
-                         .severity = schema::to_string(type.severity), .time_ms = unix_ms(), .traceparent = {}, .data = data};
+                         .severity = schema::to_string(type.severity), .time_ms = unix_ms(), .traceparent = traceparent, .data = data};
     enqueue(JournalEntry{{}, id, type.name, "bus", std::string{subject}, severity_rank(head.severity), head.time_ms, begin_envelope(head)});
 }
 
