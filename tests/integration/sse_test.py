@@ -147,6 +147,13 @@ class SseTest(unittest.TestCase):
         self.addCleanup(browser.close)
         wait_for(lambda: "caught_up" in browser.kinds(), "a browser's way in")
 
+    def test_the_page_for_a_browser_needs_no_token_and_has_none(self):
+        status, body = http(f"http://{self.address}/")
+        self.assertEqual(status, 200)
+        self.assertIn(b"EventSource", body)
+        self.assertNotIn(self.token().encode(), body)
+        self.assertNotIn(b"innerHTML", body)  # what a guest has said is text
+
     def test_the_token_stays_and_one_that_others_may_read_is_refused(self):
         token = self.token()
         self.logs.kill()
