@@ -267,6 +267,8 @@ Subscription Client::subscribe(Filter filter, From from)
     return Subscription{std::make_unique<Subscription::State>(*state_, std::move(filter), from)};
 }
 
+Cursor Subscription::position() const { return state_->begun && state_->items.empty() ? state_->cursor : Cursor{}; }
+
 Task<Result<StreamItem>> Subscription::next()
 {
     State& self = *state_;

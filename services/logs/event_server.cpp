@@ -133,7 +133,7 @@ Task<Result<Done>> EventServer::follow(bus::Filter filter, bus::From from, http:
         auto next = events.next();
         auto item = co_await with_timeout(loop_, config_.events_heartbeat, "events", std::move(next));
         if (!item && item.error().code != Errc::deadline_exceeded) { co_return std::move(item).error(); }
-        std::string block = item ? sse_block(*item) : std::string{sse_heartbeat};
+        std::string block = item ? sse_block(*item) : sse_heartbeat(events.position());
         auto written = co_await out->write(std::move(block));
         if (!written) { co_return written; }
     }
