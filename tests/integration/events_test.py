@@ -112,8 +112,6 @@ class EventsTest(unittest.TestCase):
         items = lambda: [json.loads(line) for line in list(stream.lines)]
         stream.expect(lambda lines: len(lines) == 5, "replayed")
         self.bus.broker.kill()
-        epoch = int(items()[0]["sequence"].split(":")[0])
-        wait_for(lambda: time.time() >= epoch + 1, "another second: the epoch of a journal is when it was made")
         for path in self.bus.journal.parent.iterdir():
             path.unlink()
         self.bus.broker.start()
