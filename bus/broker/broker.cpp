@@ -20,7 +20,7 @@ constexpr std::uint64_t trim_interval_ms = 5'000;
 } // namespace
 
 Broker::Broker(Loop& loop, BrokerConfig config, std::unique_ptr<Journal> journal)
-    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), stats_(unix_ms()), committed_(loop), scope_(loop)
+    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), live_stream_(loop, live_), stats_(unix_ms()), committed_(loop), scope_(loop)
 {
     for (const std::string& service : journal_->known_services()) { services_[service].since_ms = unix_ms(); }
 }
@@ -54,7 +54,7 @@ Result<Done> Broker::listen()
         commands_.set(zmq::sockopt::sndhwm, 10'000);
         commands_.set(zmq::sockopt::rcvhwm, 10'000);
         live_.set(zmq::sockopt::sndhwm, 10'000);
-        live_.set(zmq::sockopt::xpub_verbose, true);
+        live_.set(zmq::sockopt::xpub_verboser, true); // each subscription and its end: subscribers are counted
         const mode_t before = ::umask(0117); // 0660, from the very first moment
         zap_watch_ = std::make_unique<ZmqWatch>(loop_, zap_, [this] { on_zap(); });
         commands_.bind("ipc://" + config_.directory + "/commands.sock");
