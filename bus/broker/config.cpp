@@ -4,6 +4,12 @@
 namespace dstack::bus
 {
 
+std::string state_directory(const BrokerConfig& config)
+{
+    const auto slash = config.journal.rfind('/');
+    return slash == std::string::npos ? "." : config.journal.substr(0, slash);
+}
+
 Result<BrokerConfig> parse_config(std::string_view toml)
 {
     auto document = config::Document::parse(toml);
@@ -13,6 +19,19 @@ Result<BrokerConfig> parse_config(std::string_view toml)
         .read("directory", out.directory)
         .read("journal", out.journal)
         .read("max_events", out.max_events, 1000, 1'000'000'000);
+    std::string listen;
+    std::string advertise;
+    auto tcp = document->section("tcp");
+    tcp.read("listen", listen).read("advertise", advertise);
+    const auto endpoint = [&tcp](const char* key, const std::string& text, std::optional<Endpoint>& into)
+    {
+        if (text.empty()) { return; }
+        auto parsed = parse_endpoint(text);
+        if (parsed) { into = std::move(*parsed); }
+        else { tcp.refuse(key, parsed.error().message); }
+    };
+    endpoint("listen", listen, out.tcp);
+    endpoint("advertise", advertise, out.advertise);
     document->section("identity")
         .read("admin_group", out.identity.admin_group)
         .read("operator_group", out.identity.operator_group)

@@ -1,6 +1,8 @@
 #pragma once
 #include "bus/broker/identity.hpp"
+#include "bus/protocol/endpoint.hpp"
 #include "shared/base/result.hpp"
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -13,8 +15,13 @@ struct BrokerConfig
     std::string directory = "/run/dstack/bus";        ///< [bus] directory: commands.sock and events.sock
     std::string journal = "/var/lib/dstack/bus/journal.db"; ///< [bus] journal
     std::uint64_t max_events = 1'000'000;              ///< [bus] max_events: older ones are removed, with a gap record
+    std::optional<Endpoint> tcp{};      ///< [tcp] listen: "HOST:PORT", commands there and events on the next port; absent: off
+    std::optional<Endpoint> advertise{}; ///< [tcp] advertise: "HOST:PORT" as remote operators reach it; default: this host's name
     IdentityRules identity{};                          ///< [identity] groups, [identity.services] service = "user:..." | "exe:..."
 };
+
+/// The directory of the journal: also the tokens and the server's key lie there.
+std::string state_directory(const BrokerConfig& config);
 
 Result<BrokerConfig> parse_config(std::string_view toml);
 
