@@ -27,6 +27,14 @@ void Broker::fail_call(std::uint64_t delivery, const Error& error)
     if (call) { fail(call->caller_route, call->correlation, error); }
 }
 
+void Broker::answer_call(const Call& call, std::string_view code, std::string_view body)
+{
+    // Room for what is large was there when the call came, but many may end at once.
+    auto room = body.size() > 4096 ? quotas_.may_ask(call.caller_route) : Result<Done>{Done{}};
+    if (!room) { fail(call.caller_route, call.correlation, room.error()); }
+    else { send(call.caller_route, {wire::version, wire::result, call.correlation, code, body}); }
+}
+
 void Broker::on_call(const Message& message)
 {
     // call, correlation, command, deadline_ms, idempotency key, traceparent, body
@@ -58,6 +66,13 @@ void Broker::on_call(const Message& message)
         fail(message.route, correlation, allowed.error());
         return;
     }
+    auto room = quotas_.may_ask(message.route);
+    if (!room)
+    {
+        refuse(message, std::string{type->name}, room.error());
+        fail(message.route, correlation, room.error());
+        return;
+    }
     Call call;
     call.caller_route = message.route;
     call.correlation = correlation;
@@ -67,8 +82,13 @@ void Broker::on_call(const Message& message)
     call.key = message.at(4);
     call.traceparent = message.at(5);
     call.caller = message.identity.caller();
-    call.scope = message.identity.service.empty() ? "uid:" + std::to_string(message.identity.uid) : message.identity.service;
+    call.scope = message.identity.scope();
     call.body = message.at(6);
+    if (is_token_command(type->name))
+    {
+        scope_.spawn(serve_token(std::move(call)));
+        return;
+    }
     if (type->target == "bus")
     {
         send(message.route, {wire::version, wire::result, correlation, wire::ok, serve_own(call)});
@@ -119,7 +139,7 @@ Task<> Broker::route_keyed_call(Call call)
             fail(call.caller_route, call.correlation,
                  Error{Errc::invalid_argument, call.command + ": the idempotency key was used for another request", {}, {}});
         }
-        else { send(call.caller_route, {wire::version, wire::result, call.correlation, result.code, result.body}); }
+        else { answer_call(call, result.code, result.body); }
         co_return;
     }
     route_call(std::move(call));
@@ -132,6 +152,7 @@ void Broker::route_call(Call call)
     auto delivery = calls_.add(std::move(call));
     if (!delivery)
     {
+        ++counters_.quota;
         fail(route, correlation, delivery.error());
         return;
     }
@@ -144,6 +165,13 @@ void Broker::deliver(Call& call)
 {
     const Registration& service = services_[call.service];
     if (service.route.empty()) { return; } // when it registers, see deliver_waiting
+    auto room = quotas_.may_ask(service.route);
+    if (!room)
+    {
+        Error error{Errc::resource_exhausted, call.service + " does not take the requests that wait for it", "see `dstack events --type service.`", room.error().details};
+        fail_call(call.delivery, error);
+        return;
+    }
     call.delivered = true;
     send(service.route, {wire::version, wire::request, std::to_string(call.delivery), call.command, std::to_string(call.deadline_ms),
                          call.key, call.traceparent, call.caller, call.body});
@@ -170,7 +198,7 @@ void Broker::finish(std::uint64_t delivery, std::string_view code, std::string_v
                            code == to_string(Errc::resource_exhausted) || code == to_string(Errc::cancelled);
     if (call->key.empty() || transient)
     {
-        send(call->caller_route, {wire::version, wire::result, call->correlation, code, body});
+        answer_call(*call, code, body);
         calls_.take(delivery);
         return;
     }
@@ -185,7 +213,7 @@ Task<> Broker::finish_keyed(Call call, std::string code, std::string body)
     if (!kept) { log::error("result not kept", {{"command", call.command}, {"error", kept.error().message}}); }
     auto done = calls_.take(call.delivery); // may have another asker by now
     if (!done) { co_return; }
-    send(done->caller_route, {wire::version, wire::result, done->correlation, code, body});
+    answer_call(*done, code, body);
 }
 
 std::string Broker::serve_own(const Call&)

@@ -12,8 +12,6 @@ namespace dstack::bus
 namespace
 {
 constexpr int batch_per_turn = 256;                 ///< messages handled before others get a turn
-constexpr std::size_t max_publishing_per_route = 4096;
-constexpr std::size_t max_reads = 256;
 } // namespace
 
 void Broker::say(const schema::EventType& type, std::string subject, std::string data)
@@ -56,14 +54,13 @@ void Broker::on_publish(const Message& message)
         answer_error(allowed.error());
         return;
     }
-    std::size_t& mine = publishing_[message.route];
-    if (mine >= max_publishing_per_route)
+    auto room = quotas_.begin_event(message.route, data.size());
+    if (!room)
     {
-        answer_error(Error{Errc::resource_exhausted, "you have " + std::to_string(mine) + " events that are not yet durable",
-                           "wait for acknowledgements before publishing more", {}});
+        refuse(message, "publish " + std::string{type->name}, room.error());
+        answer_error(room.error());
         return;
     }
-    ++mine;
     PendingEvent event{std::string{message.at(1)}, std::string{type->name}, message.identity.service, std::string{message.at(3)},
                        std::string{severity}, *time_ms, std::string{message.at(6)}, std::string{data}};
     unanswered_.push_back({message.route, std::move(event)});
@@ -86,8 +83,7 @@ Task<> Broker::commit_events()
         for (std::size_t i = 0; i < batch.size(); ++i)
         {
             const std::string& route = batch[i].route;
-            const auto mine = publishing_.find(route);
-            if (mine != publishing_.end() && --mine->second == 0) { publishing_.erase(mine); }
+            if (!route.empty()) { quotas_.end_event(route, batch[i].event.data.size()); }
             if (!appended)
             {
                 if (!route.empty())
@@ -129,7 +125,11 @@ void Broker::on_subscriptions()
 {
     wire::Frames frames;
     bool any = false;
-    for (int i = 0; i < batch_per_turn && wire::receive(live_, frames); ++i) { any = true; }
+    for (int i = 0; i < batch_per_turn && wire::receive(live_, frames); ++i)
+    {
+        any = true;
+        if (!frames.empty()) { note_subscription(frames[0]); }
+    }
     if (any) { send_head(); } // a new subscriber learns at once that it is connected, and how far the journal is
 }
 
@@ -145,11 +145,6 @@ void Broker::on_read(const Message& message)
     if (!limit || *limit == 0 || *limit > wire::max_read_events)
     {
         fail_read(Error{Errc::invalid_argument, "read: limit must be 1 to " + std::to_string(wire::max_read_events), {}, {}});
-        return;
-    }
-    if (reads_ >= max_reads)
-    {
-        fail_read(Error{Errc::resource_exhausted, "read: too many readers at once", "try again later", {}});
         return;
     }
     query.limit = *limit;
@@ -187,14 +182,20 @@ void Broker::on_read(const Message& message)
     query.source = text_of("source");
     const std::string severity = text_of("severity");
     query.min_severity = severity.empty() ? 0 : severity_rank(severity);
-    ++reads_;
+    auto room = quotas_.begin_read(message.route);
+    if (!room)
+    {
+        refuse(message, "read", room.error());
+        fail_read(room.error());
+        return;
+    }
     scope_.spawn(read_events(message.route, correlation, std::move(query)));
 }
 
 Task<> Broker::read_events(std::string route, std::string correlation, JournalQuery query)
 {
     auto page = co_await journal_->read(std::move(query));
-    --reads_;
+    quotas_.end_read(route);
     if (!page)
     {
         send(route, {wire::version, wire::reading_failed, correlation, to_string(page.error().code), wire::error_body(page.error())});
@@ -209,6 +210,7 @@ Task<> Broker::read_events(std::string route, std::string correlation, JournalQu
         frames.push_back(wire::frame(part));
     }
     for (const JournalEvent& event : page->events) { frames.push_back(wire::frame(event.envelope)); }
+    account(route, frames);
     wire::send(commands_, frames);
 }
 

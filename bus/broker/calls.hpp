@@ -15,6 +15,7 @@ struct Call
 {
     std::uint64_t delivery = 0;
     std::string caller_route; ///< ZeroMQ routing id to answer to
+    std::string charged_route{}; ///< the one whose quota it counts on: the asker may come back on another connection
     std::string correlation;
     std::string command;
     std::string service;
@@ -34,6 +35,8 @@ class Calls
   public:
     static constexpr std::size_t max_per_route = 256;
     static constexpr std::size_t max_total = 20'000;
+    static constexpr std::size_t max_bytes_per_route = 16u << 20; ///< of their bodies
+    static constexpr std::size_t max_bytes = 128u << 20;
 
     /// resource_exhausted when the caller or the broker has too many in flight. Gives the call its delivery number.
     Result<std::uint64_t> add(Call call);
@@ -52,7 +55,13 @@ class Calls
   private:
     std::map<std::uint64_t, Call> calls_;
     std::multimap<std::uint64_t, std::uint64_t> deadlines_;
-    std::unordered_map<std::string, std::size_t> per_route_;
+    struct Held
+    {
+        std::size_t calls = 0;
+        std::size_t bytes = 0;
+    };
+    std::unordered_map<std::string, Held> per_route_;
+    std::size_t bytes_ = 0;
     std::unordered_map<std::string, std::uint64_t> keys_;
     std::uint64_t next_ = 1;
 };

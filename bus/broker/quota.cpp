@@ -112,7 +112,12 @@ std::shared_ptr<Waiting> Quotas::waiting(const std::string& route)
     return peer.waiting;
 }
 
-bool Quotas::malformed(const std::string& route) { return ++peers_[route].malformed == limits_.malformed; }
+bool Quotas::malformed(const std::string& route, std::uint64_t now_ms)
+{
+    Peer& peer = peers_[route];
+    peer.malformed_ms = now_ms;
+    return ++peer.malformed == limits_.malformed;
+}
 
 bool Quotas::ignored(const std::string& route) const
 {
@@ -121,17 +126,15 @@ bool Quotas::ignored(const std::string& route) const
     return found != peers_.end() && found->second.malformed >= limits_.malformed;
 }
 
-void Quotas::forget(const std::string& route)
+void Quotas::sweep(std::uint64_t now_ms)
 {
-    const auto found = peers_.find(route);
-    if (found == peers_.end()) { return; }
-    found->second.malformed = 0;
-    if (found->second.idle()) { peers_.erase(found); }
-}
-
-void Quotas::sweep()
-{
-    std::erase_if(peers_, [](const auto& entry) { return entry.second.idle(); });
+    for (auto it = peers_.begin(); it != peers_.end();)
+    {
+        Peer& peer = it->second;
+        if (peer.malformed != 0 && now_ms > peer.malformed_ms + limits_.malformed_memory_ms) { peer.malformed = 0; }
+        if (peer.idle()) { it = peers_.erase(it); }
+        else { ++it; }
+    }
 }
 
 bool RefusalLimiter::admit(std::string_view kind, std::uint64_t now_ms, std::uint64_t& suppressed)

@@ -23,6 +23,7 @@ struct QuotaLimits
     std::size_t all_waiting_bytes = 256u << 20;
     std::size_t subscriptions = 256;                 ///< made on one connection to the events socket
     std::size_t malformed = 32;                      ///< messages that are none, until the connection is ignored
+    std::uint64_t malformed_memory_ms = 60'000;      ///< how long after the last one they count
 };
 
 /// Bytes of answers that ZeroMQ still holds for one peer. Counted down on ZeroMQ's own thread when it has let them go.
@@ -51,13 +52,11 @@ class Quotas
     std::shared_ptr<Waiting> waiting(const std::string& route);
 
     /// Counts a message that is none. True: that was the last one that is answered, the connection is ignored from now on.
-    bool malformed(const std::string& route);
+    bool malformed(const std::string& route, std::uint64_t now_ms);
     bool ignored(const std::string& route) const;
-    /// The connection is gone.
-    void forget(const std::string& route);
 
-    /// Forgets connections that hold nothing. Call now and then.
-    void sweep();
+    /// Forgets connections that hold nothing, and malformed messages after a while. Call now and then.
+    void sweep(std::uint64_t now_ms);
     std::size_t connections() const { return peers_.size(); }
     std::size_t waiting_bytes() const { return all_waiting_->bytes.load(std::memory_order_relaxed); }
     const QuotaLimits& limits() const { return limits_; }
@@ -69,6 +68,7 @@ class Quotas
         std::size_t event_bytes = 0;
         std::size_t reads = 0;
         std::size_t malformed = 0;
+        std::uint64_t malformed_ms = 0; ///< the last one
         std::shared_ptr<Waiting> waiting{};
         bool idle() const;
     };

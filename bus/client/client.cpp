@@ -82,8 +82,7 @@ Task<Result<Done>> Client::connect(milliseconds deadline)
         if (left.count() <= 0)
         {
             if (state.refusal) { co_return *state.refusal; }
-            co_return Error{Errc::unavailable, "the bus in " + state.config.directory + " is not there",
-                            "start it: `dstackup dev up`, or `systemctl start dstack.target`", {}};
+            co_return state.absent({});
         }
         state.changed.reset();
         auto change = wait_for(&state.changed);
@@ -262,6 +261,7 @@ Task<Result<StreamItem>> Subscription::next()
     State& self = *state_;
     while (self.items.empty())
     {
+        if (self.client.refused_for_good && !self.client.welcome && self.client.config.service.empty()) { co_return *self.client.refusal; }
         if (self.live)
         {
             self.inbox.wake.reset();
