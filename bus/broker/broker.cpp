@@ -13,6 +13,7 @@ namespace
 constexpr int batch_per_turn = 256;                 ///< messages handled before others get a turn
 constexpr std::uint64_t silence_limit_ms = 15'000;  ///< a service pings every 2 s
 constexpr std::uint64_t tick_ms = 20;
+constexpr std::uint64_t trim_interval_ms = 5'000;
 } // namespace
 
 Broker::Broker(Loop& loop, BrokerConfig config, std::unique_ptr<Journal> journal)
@@ -61,6 +62,15 @@ Result<Done> Broker::listen()
     started.first_sequence = journal_->first();
     started.last_sequence = journal_->last();
     say(started);
+    if (const LostTail& lost = journal_->lost_tail(); lost.from > 0)
+    {
+        schema::BusGap gap;
+        gap.from = lost.from;
+        gap.to = lost.to;
+        gap.reason = "the end of the journal was lost";
+        log::error("acknowledged events are missing from the journal", {{"from", lost.from}, {"to", lost.to}});
+        say(gap);
+    }
     return Done{};
 }
 
@@ -266,6 +276,11 @@ void Broker::on_tick()
     check_silence();
     on_peers_tick(now);
     send_head();
+    if (now - trimmed_ms_ >= trim_interval_ms && !trimming_)
+    {
+        trimmed_ms_ = now;
+        scope_.spawn(trim_journal());
+    }
     const bool busy = calls_.size() > 0;
     uv_timer_set_repeat(tick_.get(), busy ? tick_ms : 1000);
 }
@@ -286,7 +301,7 @@ Task<Result<Done>> serve(Daemon& daemon, BrokerConfig config)
     if (!run_dir) { co_return std::move(run_dir).error(); }
     auto lock = state::FileLock::acquire(config.directory + "/broker.lock", milliseconds{2000});
     if (!lock) { co_return std::move(lock).error().within("another broker serves " + config.directory); }
-    auto journal = Journal::open(daemon.loop(), config.journal, config.max_events);
+    auto journal = Journal::open(daemon.loop(), config.journal, config.retention);
     if (!journal) { co_return std::move(journal).error(); }
     const std::string directory = config.directory;
     Broker broker{daemon.loop(), std::move(config), std::move(*journal)};

@@ -65,11 +65,6 @@ class Broker
             return index < frames.size() ? wire::text(frames[index]) : std::string_view{};
         }
     };
-    struct Unanswered // a publish that waits for its commit
-    {
-        std::string route; ///< empty: the broker's own event
-        PendingEvent event;
-    };
 
     // peers: broker_peers.cpp
     Result<Done> load_access();
@@ -118,11 +113,17 @@ class Broker
     template <schema::EventStruct E>
     void say(E event)
     {
-        std::string subject{event.subject()};
-        say(E::type, std::move(subject), schema::to_json(std::move(event)));
+        const std::string subject{event.subject()};
+        say(E::type, subject, schema::to_json(std::move(event)));
     }
-    void say(const schema::EventType& type, std::string subject, std::string data);
+    void say(const schema::EventType& type, std::string_view subject, std::string_view data);
+    void publish_one(const Message& message, std::size_t first);
+    void unpublished(const std::string& route, std::string_view id, const Error& error);
+    void enqueue(JournalEntry entry);
     Task<> commit_events();
+    void settle(const std::vector<JournalEntry>& batch, const Result<Done>& appended);
+    void tell(const JournalEntry& entry);
+    Task<> trim_journal();
     Task<> read_events(std::string route, std::string correlation, JournalQuery query);
 
     // services
@@ -134,6 +135,7 @@ class Broker
 
     // calls
     void route_call(Call call);
+    bool joins_same(const Call& call);
     Task<> route_keyed_call(Call call);
     void deliver(Call& call);
     void deliver_waiting(const std::string& service);
@@ -159,8 +161,10 @@ class Broker
 
     std::unordered_map<std::string, Registration> services_;
     Calls calls_;
-    std::vector<Unanswered> unanswered_;
+    std::vector<JournalEntry> unanswered_; ///< published, not yet on their way to the disk
     bool committing_ = false;
+    bool trimming_ = false;
+    std::uint64_t trimmed_ms_ = 0;
     Event committed_;
 
     Connections connections_;

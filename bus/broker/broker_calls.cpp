@@ -107,24 +107,28 @@ void Broker::on_call(const Message& message)
         return;
     }
     call.request_hash = crypto::to_hex(crypto::sha256(call.command + '\n' + call.body));
-    if (Call* same = calls_.find_key(call.scope, call.key))
-    {
-        if (same->request_hash != call.request_hash)
-        {
-            fail(message.route, correlation,
-                 Error{Errc::invalid_argument, call.command + ": the idempotency key was used for another request", {}, {}});
-            return;
-        }
-        // The caller came back, or asks twice: the newest asker gets the one result.
-        same->caller_route = call.caller_route;
-        same->correlation = call.correlation;
-        return;
-    }
     scope_.spawn(route_keyed_call(std::move(call)));
+}
+
+/// A call with the same key is on its way already: the caller came back, or asks twice. The newest asker gets the one result.
+bool Broker::joins_same(const Call& call)
+{
+    Call* same = calls_.find_key(call.scope, call.key);
+    if (same == nullptr) { return false; }
+    if (same->request_hash != call.request_hash)
+    {
+        fail(call.caller_route, call.correlation,
+             Error{Errc::invalid_argument, call.command + ": the idempotency key was used for another request", {}, {}});
+        return true;
+    }
+    same->caller_route = call.caller_route;
+    same->correlation = call.correlation;
+    return true;
 }
 
 Task<> Broker::route_keyed_call(Call call)
 {
+    if (joins_same(call)) { co_return; }
     auto kept = co_await journal_->find_result(call.scope, call.key);
     if (!kept)
     {
@@ -142,6 +146,7 @@ Task<> Broker::route_keyed_call(Call call)
         else { answer_call(call, result.code, result.body); }
         co_return;
     }
+    if (joins_same(call)) { co_return; } // it came while the journal was asked
     route_call(std::move(call));
 }
 

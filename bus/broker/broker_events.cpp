@@ -1,8 +1,8 @@
 // The broker's event stream: publish, commit in groups, tell, read back.
 #include "bus/broker/broker.hpp"
+#include "bus/broker/envelope.hpp"
 #include "bus/schema/catalog.hpp"
-#include "shared/crypto/bytes.hpp"
-#include "shared/crypto/hex.hpp"
+#include "shared/base/uuid.hpp"
 #include "shared/log/log.hpp"
 #include <nlohmann/json.hpp>
 
@@ -11,60 +11,88 @@ namespace dstack::bus
 
 namespace
 {
-constexpr int batch_per_turn = 256;                 ///< messages handled before others get a turn
+constexpr int batch_per_turn = 256; ///< messages handled before others get a turn
+constexpr std::size_t frames_per_event = 7;  ///< id, type, subject, severity, time_ms, traceparent, data
+constexpr std::size_t cursors_per_answer = 256;
+
+/// Empty, or what is wrong with an event as it came.
+std::string_view fault_of(const EventHead& event, const schema::EventType* type, bool time_known)
+{
+    const std::string_view severity = event.severity;
+    if (type == nullptr) { return "its type is not in the schema"; }
+    if (event.id.empty() || event.id.size() > 64) { return "its id must be 1 to 64 bytes"; }
+    if (event.subject.size() > 256) { return "its subject is longer than 256 bytes"; }
+    if (severity != "debug" && severity != "info" && severity != "warning" && severity != "error") { return "its severity is not one"; }
+    if (!time_known) { return "its time is not unix milliseconds"; }
+    if (event.traceparent.size() > 128) { return "its traceparent is longer than 128 bytes"; }
+    if (event.data.size() > wire::max_event_bytes) { return "its data is larger than 256 KiB"; }
+    if (!is_json_object(event.data)) { return "its data is not a JSON object"; }
+    return {};
+}
 } // namespace
 
-void Broker::say(const schema::EventType& type, std::string subject, std::string data)
+void Broker::say(const schema::EventType& type, std::string_view subject, std::string_view data)
 {
-    PendingEvent pending;
-    pending.id = crypto::to_hex(crypto::random_bytes(16));
-    pending.type = type.name;
-    pending.service = "bus";
-    pending.subject = std::move(subject);
-    pending.severity = schema::to_string(type.severity);
-    pending.time_ms = unix_ms();
-    pending.data = std::move(data);
-    unanswered_.push_back({{}, std::move(pending)});
+    const std::string id = uuid_v7();
+    const EventHead head{.id = id, .type = type.name, .service = "bus", .subject = subject,
+                         .severity = schema::to_string(type.severity), .time_ms = unix_ms(), .traceparent = {}, .data = data};
+    enqueue(JournalEntry{{}, id, type.name, "bus", std::string{subject}, severity_rank(head.severity), head.time_ms, begin_envelope(head)});
+}
+
+void Broker::enqueue(JournalEntry entry)
+{
+    unanswered_.push_back(std::move(entry));
     if (!committing_) { scope_.spawn(commit_events()); }
+}
+
+void Broker::unpublished(const std::string& route, std::string_view id, const Error& error)
+{
+    send(route, {wire::version, wire::unpublished, id, to_string(error.code), wire::error_body(error)});
 }
 
 void Broker::on_publish(const Message& message)
 {
-    // publish, id, type, subject, severity, time_ms, traceparent, data
-    const auto answer_error = [&](const Error& error)
-    { send(message.route, {wire::version, wire::unpublished, message.at(1), to_string(error.code), wire::error_body(error)}); };
-    const schema::EventType* type = schema::find_event(message.at(2));
-    const auto time_ms = wire::number(message.at(5));
-    const std::string_view data = message.at(7);
-    const std::string_view severity = message.at(4);
-    const bool severity_known = severity == "debug" || severity == "info" || severity == "warning" || severity == "error";
-    if (type == nullptr || !time_ms || !severity_known || message.at(1).empty() || message.at(1).size() > 64 ||
-        message.at(3).size() > 256 || message.at(6).size() > 128 || data.size() > wire::max_event_bytes || !data.starts_with('{') ||
-        !nlohmann::json::accept(data))
+    const std::size_t count = (message.frames.size() - 1) / frames_per_event;
+    if (message.frames.size() != 1 + count * frames_per_event || count == 0)
     {
-        const Error error{Errc::invalid_argument, "event " + std::string{message.at(2).substr(0, 64)} + ": malformed or not in the schema", {}, {}};
-        refuse(message, "publish " + std::string{message.at(2).substr(0, 64)}, error);
-        answer_error(error);
+        const Error error{Errc::invalid_argument, "publish: an event is 7 frames", "see bus/README.md", {}};
+        refuse(message, "publish", error);
+        unpublished(message.route, message.at(1), error);
         return;
     }
-    auto allowed = may_publish(message.identity, *type);
+    for (std::size_t i = 0; i < count; ++i) { publish_one(message, 1 + i * frames_per_event); }
+}
+
+void Broker::publish_one(const Message& message, std::size_t first)
+{
+    const auto time_ms = wire::number(message.at(first + 4));
+    const EventHead head{.id = message.at(first), .type = message.at(first + 1), .service = message.identity.service,
+                         .subject = message.at(first + 2), .severity = message.at(first + 3), .time_ms = time_ms.value_or(0),
+                         .traceparent = message.at(first + 5), .data = message.at(first + 6)};
+    const schema::EventType* type = schema::find_event(head.type);
+    Result<Done> allowed = Done{};
+    if (const std::string_view fault = fault_of(head, type, time_ms.has_value()); !fault.empty())
+    {
+        allowed = Error{Errc::invalid_argument, "event " + std::string{head.type.substr(0, 64)} + ": " + std::string{fault}, {}, {}};
+    }
+    else { allowed = may_publish(message.identity, *type); }
     if (!allowed)
     {
-        refuse(message, "publish " + std::string{type->name}, allowed.error());
-        answer_error(allowed.error());
+        refuse(message, "publish " + std::string{head.type.substr(0, 64)}, allowed.error());
+        unpublished(message.route, head.id, allowed.error());
         return;
     }
-    auto room = quotas_.begin_event(message.route, data.size());
+    auto room = quotas_.begin_event(message.route, head.data.size());
     if (!room)
     {
         refuse(message, "publish " + std::string{type->name}, room.error());
-        answer_error(room.error());
+        unpublished(message.route, head.id, room.error());
         return;
     }
-    PendingEvent event{std::string{message.at(1)}, std::string{type->name}, message.identity.service, std::string{message.at(3)},
-                       std::string{severity}, *time_ms, std::string{message.at(6)}, std::string{data}};
-    unanswered_.push_back({message.route, std::move(event)});
-    if (!committing_) { scope_.spawn(commit_events()); }
+    JournalEntry entry{message.route, std::string{head.id}, type->name, message.identity.service, std::string{head.subject},
+                       severity_rank(head.severity), head.time_ms, begin_envelope(head)};
+    entry.charged_bytes = head.data.size();
+    enqueue(std::move(entry));
 }
 
 Task<> Broker::commit_events()
@@ -75,41 +103,73 @@ Task<> Broker::commit_events()
     co_await next_turn(loop_);
     while (!unanswered_.empty())
     {
-        std::vector<Unanswered> batch = std::exchange(unanswered_, {});
-        std::vector<PendingEvent> events;
-        events.reserve(batch.size());
-        for (const Unanswered& one : batch) { events.push_back(one.event); }
-        auto appended = co_await journal_->append(std::move(events));
-        for (std::size_t i = 0; i < batch.size(); ++i)
-        {
-            const std::string& route = batch[i].route;
-            if (!route.empty()) { quotas_.end_event(route, batch[i].event.data.size()); }
-            if (!appended)
-            {
-                if (!route.empty())
-                {
-                    send(route, {wire::version, wire::unpublished, batch[i].event.id, to_string(appended.error().code),
-                                 wire::error_body(appended.error())});
-                }
-                continue;
-            }
-            const JournalEvent& event = (*appended)[i];
-            const std::string sequence = std::to_string(event.sequence);
-            if (!route.empty())
-            {
-                send(route, {wire::version, wire::published, batch[i].event.id, std::to_string(journal_->epoch()) + ':' + sequence});
-            }
-            if (event.duplicate) { continue; }
-            wire::Frames live;
-            live.push_back(wire::frame(std::string{wire::event_topic} + event.type));
-            live.push_back(wire::frame(sequence));
-            live.push_back(wire::frame(event.envelope));
-            wire::send(live_, live);
-        }
-        if (!appended) { log::error("events not journalled", {{"count", batch.size()}, {"error", appended.error().message}}); }
+        const auto batch = std::make_shared<std::vector<JournalEntry>>(std::exchange(unanswered_, {}));
+        auto appended = co_await journal_->append(batch);
+        settle(*batch, appended);
+        if (journal_->over_full() && !trimming_) { scope_.spawn(trim_journal()); }
     }
     committing_ = false;
     committed_.set();
+}
+
+void Broker::settle(const std::vector<JournalEntry>& batch, const Result<Done>& appended)
+{
+    if (!appended) { log::error("events not journalled", {{"count", batch.size()}, {"error", appended.error().message}}); }
+    const std::string epoch = std::to_string(journal_->epoch()) + ':';
+    std::unordered_map<std::string_view, wire::Frames> answers;
+    for (const JournalEntry& entry : batch)
+    {
+        if (appended && !entry.duplicate) { tell(entry); }
+        if (entry.publisher.empty()) { continue; } // the broker's own
+        quotas_.end_event(entry.publisher, entry.charged_bytes);
+        if (!appended)
+        {
+            unpublished(entry.publisher, entry.id, appended.error());
+            continue;
+        }
+        wire::Frames& answer = answers[entry.publisher];
+        if (answer.empty())
+        {
+            for (const std::string_view part : {std::string_view{entry.publisher}, wire::version, wire::published}) { answer.push_back(wire::frame(part)); }
+        }
+        answer.push_back(wire::frame(entry.id));
+        answer.push_back(wire::frame(epoch + std::to_string(entry.sequence)));
+        if (answer.size() >= 3 + 2 * cursors_per_answer)
+        {
+            account(entry.publisher, answer);
+            wire::send(commands_, answer);
+            answer.clear();
+        }
+    }
+    for (auto& [publisher, answer] : answers)
+    {
+        if (answer.empty()) { continue; }
+        account(std::string{publisher}, answer);
+        wire::send(commands_, answer);
+    }
+}
+
+void Broker::tell(const JournalEntry& entry)
+{
+    wire::Frames live;
+    live.reserve(3);
+    live.push_back(wire::frame(std::string{wire::event_topic}.append(entry.type)));
+    live.push_back(wire::frame(std::to_string(entry.sequence)));
+    live.push_back(wire::frame(entry.envelope));
+    wire::send(live_, live);
+}
+
+Task<> Broker::trim_journal()
+{
+    trimming_ = true;
+    for (bool more = true; more;)
+    {
+        const std::uint64_t now = unix_ms();
+        auto trimmed = co_await journal_->trim(now);
+        if (!trimmed) { log::warn("journal not trimmed", {{"error", trimmed.error().message}}); }
+        more = trimmed && *trimmed;
+    }
+    trimming_ = false;
 }
 
 void Broker::send_head()
@@ -165,7 +225,7 @@ void Broker::on_read(const Message& message)
             // Another journal: nothing of what the reader knew is here. Its first page says so, then begins anew.
             send(message.route, {wire::version, wire::events, correlation, std::to_string(journal_->epoch()), "0",
                                  std::to_string(journal_->last()), "0", std::to_string(*sequence),
-                                 "the journal was replaced: the cursor is of epoch " + std::to_string(*epoch)});
+                                 "the journal was replaced: the cursor is of epoch " + std::to_string(*epoch), ""});
             return;
         }
     }
@@ -209,7 +269,7 @@ Task<> Broker::read_events(std::string route, std::string correlation, JournalQu
     {
         frames.push_back(wire::frame(part));
     }
-    for (const JournalEvent& event : page->events) { frames.push_back(wire::frame(event.envelope)); }
+    frames.push_back(wire::frame_of(std::move(page->lines)));
     account(route, frames);
     wire::send(commands_, frames);
 }

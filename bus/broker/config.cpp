@@ -15,10 +15,16 @@ Result<BrokerConfig> parse_config(std::string_view toml)
     auto document = config::Document::parse(toml);
     if (!document) { return std::move(document).error(); }
     BrokerConfig out;
+    std::uint64_t max_age_days = 0;
+    std::uint64_t max_megabytes = 0;
     document->section("bus")
         .read("directory", out.directory)
         .read("journal", out.journal)
-        .read("max_events", out.max_events, 1000, 1'000'000'000);
+        .read("max_events", out.retention.max_events, 1000, 1'000'000'000)
+        .read("max_age_days", max_age_days, 0, 36'500)
+        .read("max_megabytes", max_megabytes, 0, 100'000'000);
+    out.retention.max_age_ms = max_age_days * 24 * 3600 * 1000;
+    out.retention.max_bytes = max_megabytes * 1024 * 1024;
     std::string listen;
     std::string advertise;
     auto tcp = document->section("tcp");

@@ -1,6 +1,7 @@
 #pragma once
 #include "bus/broker/identity.hpp"
 #include "bus/protocol/endpoint.hpp"
+#include "bus/broker/retention.hpp"
 #include "shared/base/result.hpp"
 #include <optional>
 #include <string>
@@ -14,7 +15,7 @@ struct BrokerConfig
 {
     std::string directory = "/run/dstack/bus";        ///< [bus] directory: commands.sock and events.sock
     std::string journal = "/var/lib/dstack/bus/journal.db"; ///< [bus] journal
-    std::uint64_t max_events = 1'000'000;              ///< [bus] max_events: older ones are removed, with a gap record
+    Retention retention{};                             ///< [bus] max_events, max_age_days, max_megabytes: older events are removed, as a gap
     std::optional<Endpoint> tcp{};      ///< [tcp] listen: "HOST:PORT", commands there and events on the next port; absent: off
     std::optional<Endpoint> advertise{}; ///< [tcp] advertise: "HOST:PORT" as remote operators reach it; default: this host's name
     IdentityRules identity{};                          ///< [identity] groups, [identity.services] service = "user:..." | "exe:..."

@@ -1,7 +1,8 @@
 #include "bus/broker/journal.hpp"
+#include "bus/broker/envelope.hpp"
 #include "shared/base/time.hpp"
+#include <algorithm>
 #include <array>
-#include <nlohmann/json.hpp>
 
 namespace dstack::bus
 {
@@ -9,126 +10,166 @@ namespace dstack::bus
 namespace
 {
 
-const std::vector<std::string> migrations{
-    R"sql(
-CREATE TABLE events(
-    sequence INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, type TEXT NOT NULL, source TEXT NOT NULL,
-    subject TEXT NOT NULL, severity INTEGER NOT NULL, time_ms INTEGER NOT NULL, envelope TEXT NOT NULL);
-CREATE TABLE gaps(first INTEGER PRIMARY KEY, last INTEGER NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE facts(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO facts VALUES('epoch', unixepoch());
-CREATE TABLE services(name TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE results(
-    scope TEXT NOT NULL, key TEXT NOT NULL, request_hash TEXT NOT NULL, code TEXT NOT NULL, body TEXT NOT NULL,
-    time_ms INTEGER NOT NULL, PRIMARY KEY(scope, key)) WITHOUT ROWID;
-CREATE INDEX results_by_time ON results(time_ms);
-)sql"};
-
 constexpr std::uint64_t keep_results_ms = 24ULL * 3600 * 1000;
-constexpr std::uint64_t retention_slack = 1000; ///< delete in groups, not one by one
+constexpr std::uint64_t trim_chunk = 2000;   ///< events removed in one transaction: others get their turn between two
+constexpr std::uint64_t count_slack = 1000;  ///< above max_events, so that not every append removes one
+constexpr std::uint64_t tick_ms = 10'000;    ///< between two entries of `ticks`
+constexpr std::size_t max_page_bytes = 2 * 1024 * 1024;
 
-void append_json_string(std::string& out, std::string_view text)
+Result<std::uint64_t> one_number(state::Connection& db, std::string_view sql, std::initializer_list<state::Value> values = {})
 {
-    const nlohmann::json value = std::string{text};
-    out += value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
-std::string make_envelope(const PendingEvent& event, std::uint64_t epoch, std::uint64_t sequence)
-{
-    std::string out = R"({"specversion":"1.0","id":)";
-    append_json_string(out, event.id);
-    out += R"(,"source":)";
-    append_json_string(out, "/dstack/" + event.service);
-    out += R"(,"type":)";
-    append_json_string(out, event.type);
-    out += R"(,"subject":)";
-    append_json_string(out, event.subject);
-    out += R"(,"time":")" + rfc3339(event.time_ms) + R"(","datacontenttype":"application/json","sequence":")" +
-           std::to_string(epoch) + ':' + std::to_string(sequence) + R"(","severity":)";
-    append_json_string(out, event.severity);
-    if (!event.traceparent.empty())
-    {
-        out += R"(,"traceparent":)";
-        append_json_string(out, event.traceparent);
-    }
-    ((out += R"(,"data":)") += event.data) += '}';
-    return out;
-}
-
-Result<std::int64_t> one_number(state::Connection& db, std::string_view sql)
-{
-    auto statement = db.query(sql);
+    auto statement = db.query(sql, values);
     if (!statement) { return std::move(statement).error(); }
     auto row = statement->step();
     if (!row) { return std::move(row).error(); }
-    return *row ? statement->column_int(0) : 0;
+    return *row ? static_cast<std::uint64_t>(statement->column_int(0)) : 0;
 }
 
-struct Opening
+/// The sequence of an id that the journal has.
+Result<std::uint64_t> sequence_of(state::Connection& db, const std::string& id)
 {
-    std::uint64_t epoch = 0;
-    std::uint64_t first = 1;
-    std::uint64_t last = 0;
-    std::vector<std::string> services;
-};
-
-/// The few facts that are needed before the loop runs, over a connection of their own.
-Result<Opening> read_opening(const std::string& path)
-{
-    auto db = state::Connection::open(path);
-    if (!db) { return std::move(db).error(); }
-    auto epoch = one_number(**db, "SELECT value FROM facts WHERE name = 'epoch'");
-    if (!epoch) { return std::move(epoch).error(); }
-    auto first = one_number(**db, "SELECT coalesce(min(sequence), 1) FROM events");
-    if (!first) { return std::move(first).error(); }
-    auto last = one_number(**db, "SELECT coalesce(max(sequence), 0) FROM events");
-    if (!last) { return std::move(last).error(); }
-    auto services = (*db)->query("SELECT name FROM services ORDER BY name");
-    if (!services) { return std::move(services).error(); }
-    Opening out{static_cast<std::uint64_t>(*epoch), static_cast<std::uint64_t>(*first), static_cast<std::uint64_t>(*last), {}};
-    for (;;)
-    {
-        auto row = services->step();
-        if (!row) { return std::move(row).error(); }
-        if (!*row) { return out; }
-        out.services.push_back(services->column_text(0));
-    }
+    return one_number(db, "SELECT sequence FROM events WHERE id = ?", {id});
 }
 
-Result<std::vector<JournalEvent>> insert_all(state::Connection& db, const std::vector<PendingEvent>& batch,
-                                             std::uint64_t epoch, std::uint64_t last)
+Result<Done> insert_all(state::Connection& db, std::vector<JournalEntry>& batch, std::uint64_t epoch, std::uint64_t last)
 {
-    std::vector<JournalEvent> out;
-    out.reserve(batch.size());
-    auto insert = db.prepare("INSERT INTO events VALUES(?,?,?,?,?,?,?,?) ON CONFLICT(id) DO NOTHING");
+    auto insert = db.prepare("INSERT INTO events VALUES(?,?,?,?,?,?,?,?,?) ON CONFLICT(id) DO NOTHING");
     if (!insert) { return std::move(insert).error(); }
-    for (const PendingEvent& event : batch)
+    for (JournalEntry& entry : batch)
     {
-        JournalEvent entry{last + 1, false, event.type, make_envelope(event, epoch, last + 1)};
+        entry.sequence = last + 1;
+        const std::size_t unfinished = entry.envelope.size();
+        end_envelope(entry.envelope, epoch, entry.sequence);
         insert->reset();
-        const std::array<state::Value, 8> values{entry.sequence, event.id, event.type, event.service, event.subject,
-                                                 severity_rank(event.severity), event.time_ms, entry.envelope};
+        const std::array<state::Value, 9> values{entry.sequence, entry.id,      entry.type,     entry.service, entry.subject,
+                                                 entry.severity, entry.time_ms, entry.envelope, checksum(entry.envelope)};
         for (std::size_t i = 0; i < values.size(); ++i)
         {
-            auto bound = insert->bind(static_cast<int>(i) + 1, values[i]);
-            if (!bound) { return std::move(bound).error(); }
+            auto bound = insert->bind_borrowed(static_cast<int>(i) + 1, values[i]);
+            if (!bound) { return bound; }
         }
         auto stepped = insert->step();
         if (!stepped) { return std::move(stepped).error(); }
-        if (db.changes() == 0)
+        if (db.changes() > 0)
         {
-            auto old = db.query("SELECT sequence FROM events WHERE id = ?", {event.id});
-            if (!old) { return std::move(old).error(); }
-            auto row = old->step();
-            if (!row) { return std::move(row).error(); }
-            entry.sequence = static_cast<std::uint64_t>(old->column_int(0));
-            entry.duplicate = true;
-            entry.envelope.clear();
+            ++last;
+            continue;
         }
-        else { ++last; }
-        out.push_back(std::move(entry));
+        auto known = sequence_of(db, entry.id);
+        if (!known) { return std::move(known).error(); }
+        entry.sequence = *known;
+        entry.duplicate = true;
+        entry.envelope.resize(unfinished);
     }
-    return out;
+    return Done{};
+}
+
+struct Gap
+{
+    std::uint64_t first = 0; ///< 0: none
+    std::uint64_t last = 0;
+    std::string reason;
+};
+
+/// The first gap that reaches beyond `after`.
+Result<Gap> gap_after(state::Connection& db, std::uint64_t after)
+{
+    auto rows = db.query("SELECT first, last, reason FROM gaps WHERE last > ? ORDER BY first LIMIT 1", {after});
+    if (!rows) { return std::move(rows).error(); }
+    auto row = rows->step();
+    if (!row) { return std::move(row).error(); }
+    if (!*row) { return Gap{}; }
+    return Gap{static_cast<std::uint64_t>(rows->column_int(0)), static_cast<std::uint64_t>(rows->column_int(1)), rows->column_text(2)};
+}
+
+/// Where a reader of what was said since a time begins: nothing before it was committed at that time or later.
+Result<std::uint64_t> start_of(state::Connection& db, std::uint64_t since_ms)
+{
+    return one_number(db, "SELECT coalesce(max(sequence), 1) - 1 FROM ticks WHERE sequence <"
+                          " (SELECT coalesce((SELECT sequence FROM ticks WHERE time_ms >= ? ORDER BY sequence LIMIT 1), 9e18))",
+                      {since_ms});
+}
+
+Result<state::Statement> select_events(state::Connection& db, const JournalQuery& query, std::uint64_t after, std::uint64_t until)
+{
+    const bool all = query.type_prefix.empty() && query.subject.empty() && query.source.empty() && query.min_severity == 0 &&
+                     query.since_ms == 0;
+    if (all)
+    {
+        return db.query("SELECT sequence, envelope, checksum FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",
+                        {after, until, query.limit});
+    }
+    return db.query("SELECT sequence, envelope, checksum FROM events WHERE sequence > ?1 AND sequence <= ?2 AND time_ms >= ?3"
+                    " AND severity >= ?4 AND (?5 = '' OR substr(type, 1, length(?5)) = ?5)"
+                    " AND (?6 = '' OR subject = ?6) AND (?7 = '' OR source = ?7) ORDER BY sequence LIMIT ?8",
+                    {after, until, query.since_ms, query.min_severity, query.type_prefix, query.subject, query.source, query.limit});
+}
+
+Result<JournalPage> read_page(state::Connection& db, const std::string& path, const JournalQuery& query)
+{
+    JournalPage page;
+    page.next = query.after;
+    auto last = one_number(db, "SELECT max((SELECT coalesce(max(sequence), 0) FROM events), (SELECT coalesce(max(last), 0) FROM gaps))");
+    if (!last) { return std::move(last).error(); }
+    page.last = *last;
+    if (query.since_ms > 0 && query.after == 0)
+    {
+        auto start = start_of(db, query.since_ms);
+        if (!start) { return std::move(start).error(); }
+        auto trimmed = one_number(db, "SELECT value FROM facts WHERE name = 'trimmed_ms'");
+        if (!trimmed) { return std::move(trimmed).error(); }
+        if (query.since_ms > *trimmed) { page.next = *start; } // nothing that was asked for was removed
+    }
+    auto gap = gap_after(db, page.next);
+    if (!gap) { return std::move(gap).error(); }
+    if (gap->first > 0 && gap->first <= page.next + 1)
+    {
+        page.gap_from = page.next + 1;
+        page.gap_to = page.next = gap->last;
+        page.gap_reason = gap->reason;
+        gap = gap_after(db, page.next);
+        if (!gap) { return std::move(gap).error(); }
+    }
+    const std::uint64_t until = gap->first > 0 ? gap->first - 1 : page.last;
+    auto rows = select_events(db, query, page.next, until);
+    if (!rows) { return std::move(rows).error(); }
+    for (std::size_t count = 0; page.lines.size() < max_page_bytes; ++count)
+    {
+        auto row = rows->step();
+        if (!row) { return std::move(row).error(); }
+        if (!*row)
+        {
+            if (count < query.limit) { page.next = std::max(page.next, until); } // all that matches up to there was given
+            break;
+        }
+        const auto sequence = static_cast<std::uint64_t>(rows->column_int(0));
+        const std::string_view envelope = rows->column_view(1);
+        if (!rows->is_null(2) && rows->column_int(2) != checksum(envelope)) { return damaged_event(path, sequence, "is not what was written"); }
+        (page.lines += envelope) += '\n';
+        page.next = sequence;
+    }
+    return page;
+}
+
+/// The newest sequence that retention does not keep, at most one chunk beyond `first`; 0: it keeps all.
+Result<std::uint64_t> trim_until(state::Connection& db, const Retention& keep, std::uint64_t first, std::uint64_t last, std::uint64_t now_ms)
+{
+    std::uint64_t until = 0;
+    if (keep.max_events > 0 && last > first + keep.max_events) { until = last - keep.max_events; }
+    if (keep.max_age_ms > 0 && now_ms > keep.max_age_ms)
+    {
+        auto old = one_number(db, "SELECT coalesce(max(sequence), 1) - 1 FROM ticks WHERE time_ms < ?", {now_ms - keep.max_age_ms});
+        if (!old) { return old; }
+        until = std::max(until, *old);
+    }
+    if (keep.max_bytes > 0)
+    {
+        auto used = one_number(db, "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size");
+        if (!used) { return used; }
+        if (*used > keep.max_bytes) { until = std::max(until, first + trim_chunk); }
+    }
+    until = std::min({until, first + trim_chunk, last > 0 ? last - 1 : 0});
+    return until < first ? 0 : until;
 }
 
 } // namespace
@@ -141,107 +182,100 @@ int severity_rank(std::string_view severity)
     return 3;
 }
 
-Result<std::unique_ptr<Journal>> Journal::open(Loop& loop, const std::string& path, std::uint64_t max_events)
+Result<std::unique_ptr<Journal>> Journal::open(Loop& loop, const std::string& path, Retention retention)
 {
-    auto database = state::Database::open(loop, path, migrations);
-    if (!database) { return std::move(database).error().within("event journal"); }
-    auto opening = read_opening(path);
+    // No quick_check: it reads the whole file. Each event carries a checksum, which is looked at when it is read.
+    state::DatabaseOptions options{.quick_check = false, .background_checkpoint = true};
+    auto writer = state::Database::open(loop, path, journal_migrations, options);
+    if (!writer) { return std::move(writer).error().within("event journal"); }
+    auto high_water = HighWater::open(path + ".acknowledged");
+    if (!high_water) { return std::move(high_water).error().within("event journal"); }
+    auto opening = open_journal_file(path, *high_water);
     if (!opening) { return std::move(opening).error().within("event journal " + path); }
+    options = {.quick_check = false, .read_only = true};
+    auto reader = state::Database::open(loop, path, journal_migrations, options);
+    if (!reader) { return std::move(reader).error().within("event journal"); }
+
     std::unique_ptr<Journal> journal{new Journal};
-    journal->database_ = std::move(*database);
+    journal->path_ = path;
+    journal->retention_ = retention;
+    journal->writer_ = std::move(*writer);
+    journal->reader_ = std::move(*reader);
+    journal->high_water_ = std::move(*high_water);
     journal->epoch_ = opening->epoch;
     journal->first_ = opening->first;
     journal->last_ = opening->last;
+    journal->lost_tail_ = opening->lost;
     journal->services_ = std::move(opening->services);
-    journal->max_events_ = max_events;
     return journal;
 }
 
-Task<Result<std::vector<JournalEvent>>> Journal::append(std::vector<PendingEvent> batch)
+Task<Result<Done>> Journal::append(Batch batch)
 {
-    const std::uint64_t last = last_;
-    const std::uint64_t first = first_;
-    const std::uint64_t keep = max_events_;
-    auto insert = [batch = std::move(batch), epoch = epoch_, last, first, keep](
-                      state::Connection& db) -> Result<std::vector<JournalEvent>>
+    const std::uint64_t now = unix_ms();
+    const bool tick = now > ticked_ms_ + tick_ms || now < ticked_ms_;
+    auto insert = [batch, epoch = epoch_, last = last_, tick, now](state::Connection& db) -> Result<Done>
     {
-        auto out = insert_all(db, batch, epoch, last);
-        if (!out) { return out; }
-        const std::uint64_t now_last = last + out->size();
-        if (keep > 0 && now_last > first + keep + retention_slack)
-        {
-            const std::uint64_t until = now_last - keep;
-            auto deleted = db.execute("DELETE FROM events WHERE sequence <= ?", {until});
-            if (!deleted) { return std::move(deleted).error(); }
-            auto noted = db.execute("INSERT INTO gaps VALUES(?, ?, 'retention')", {first, until});
-            if (!noted) { return std::move(noted).error(); }
-        }
-        return out;
+        auto inserted = insert_all(db, *batch, epoch, last);
+        if (!inserted || !tick) { return inserted; }
+        return db.execute("INSERT OR IGNORE INTO ticks VALUES(?, ?)", {last + 1, now});
     };
-    auto out = co_await database_->run(std::move(insert));
-    if (!out) { co_return std::move(out).error().within("event journal"); }
-    for (const JournalEvent& event : *out) { last_ = event.sequence > last_ ? event.sequence : last_; }
-    if (keep > 0 && last + out->size() > first + keep + retention_slack) { first_ = last + out->size() - keep + 1; }
-    co_return out;
+    auto appended = co_await writer_->run(insert);
+    if (!appended) { co_return std::move(appended).error().within("event journal"); }
+    for (const JournalEntry& entry : *batch)
+    {
+        if (!entry.duplicate) { last_ = entry.sequence; }
+    }
+    if (tick) { ticked_ms_ = now; }
+    high_water_.set(epoch_, last_);
+    co_return Done{};
 }
 
 Task<Result<JournalPage>> Journal::read(JournalQuery query)
 {
-    auto select = [query, first = first_](state::Connection& db) -> Result<JournalPage>
-    {
-        JournalPage page;
-        page.next = query.after;
-        if (query.after + 1 < first && query.since_ms == 0)
-        {
-            page.gap_from = query.after + 1;
-            page.gap_to = first - 1;
-            page.gap_reason = "retention";
-            page.next = page.gap_to;
-        }
-        auto rows = db.query("SELECT sequence, type, envelope FROM events WHERE sequence > ?1 AND time_ms >= ?2"
-                             " AND severity >= ?3 AND (?4 = '' OR substr(type, 1, length(?4)) = ?4)"
-                             " AND (?5 = '' OR subject = ?5) AND (?6 = '' OR source = ?6) ORDER BY sequence LIMIT ?7",
-                             {page.next, query.since_ms, query.min_severity, query.type_prefix, query.subject, query.source,
-                              query.limit});
-        if (!rows) { return std::move(rows).error(); }
-        std::size_t bytes = 0;
-        bool ended = false;
-        while (bytes < 2 * 1024 * 1024)
-        {
-            auto row = rows->step();
-            if (!row) { return std::move(row).error(); }
-            if (!*row)
-            {
-                ended = true;
-                break;
-            }
-            JournalEvent event{static_cast<std::uint64_t>(rows->column_int(0)), false, rows->column_text(1), rows->column_text(2)};
-            bytes += event.envelope.size();
-            page.next = event.sequence;
-            page.events.push_back(std::move(event));
-        }
-        auto last = one_number(db, "SELECT coalesce(max(sequence), 0) FROM events");
-        if (!last) { return std::move(last).error(); }
-        page.last = static_cast<std::uint64_t>(*last);
-        // All that matches has been given: the reader need not look at the rest again.
-        if (ended && page.events.size() < query.limit && page.last > page.next) { page.next = page.last; }
-        return page;
-    };
-    auto page = co_await database_->run(std::move(select));
+    auto select = [query = std::move(query), path = path_](state::Connection& db) { return read_page(db, path, query); };
+    auto page = co_await reader_->run(std::move(select));
     if (!page) { co_return std::move(page).error().within("event journal"); }
     co_return page;
 }
 
+bool Journal::over_full() const
+{
+    return retention_.max_events > 0 && last_ > first_ + retention_.max_events + count_slack;
+}
+
+Task<Result<bool>> Journal::trim(std::uint64_t now_ms)
+{
+    auto remove = [keep = retention_, first = first_, last = last_, now_ms](state::Connection& db) -> Result<std::uint64_t>
+    {
+        auto until = trim_until(db, keep, first, last, now_ms);
+        if (!until || *until == 0) { return until; }
+        auto trimmed = db.execute("INSERT OR REPLACE INTO facts SELECT 'trimmed_ms', max(coalesce((SELECT value FROM facts WHERE"
+                                  " name = 'trimmed_ms'), 0), coalesce(max(time_ms), 0)) FROM events WHERE sequence <= ?", {*until});
+        if (!trimmed) { return std::move(trimmed).error(); }
+        for (const std::string_view sql : {"DELETE FROM events WHERE sequence <= ?", "DELETE FROM ticks WHERE sequence < ?",
+                                           "DELETE FROM gaps WHERE last <= ?", "INSERT OR REPLACE INTO gaps VALUES(1, ?, 'retention')"})
+        {
+            auto done = db.execute(sql, {*until});
+            if (!done) { return std::move(done).error(); }
+        }
+        return until;
+    };
+    auto until = co_await writer_->run(remove);
+    if (!until) { co_return std::move(until).error().within("event journal"); }
+    if (*until == 0) { co_return false; }
+    const std::uint64_t removed = *until + 1 - first_;
+    first_ = *until + 1;
+    co_return removed >= trim_chunk;
+}
+
 Task<Result<Done>> Journal::remember_service(std::string service)
 {
-    for (const std::string& known : services_)
-    {
-        if (known == service) { co_return Done{}; }
-    }
+    if (std::find(services_.begin(), services_.end(), service) != services_.end()) { co_return Done{}; }
     services_.push_back(service);
     auto insert = [service](state::Connection& db) -> Result<Done>
     { return db.execute("INSERT OR IGNORE INTO services VALUES(?)", {service}); };
-    co_return co_await database_->run(std::move(insert));
+    co_return co_await writer_->run(std::move(insert));
 }
 
 Task<Result<std::optional<KeptResult>>> Journal::find_result(std::string scope, std::string key)
@@ -255,7 +289,7 @@ Task<Result<std::optional<KeptResult>>> Journal::find_result(std::string scope, 
         if (!*row) { return std::optional<KeptResult>{}; }
         return std::optional<KeptResult>{KeptResult{rows->column_text(0), rows->column_text(1), rows->column_text(2)}};
     };
-    co_return co_await database_->run(std::move(select));
+    co_return co_await reader_->run(std::move(select));
 }
 
 Task<Result<Done>> Journal::keep_result(std::string scope, std::string key, KeptResult result, std::uint64_t now_ms)
@@ -269,7 +303,7 @@ Task<Result<Done>> Journal::keep_result(std::string scope, std::string key, Kept
         return db.execute("INSERT OR REPLACE INTO results VALUES(?,?,?,?,?,?)",
                           {scope, key, result.request_hash, result.code, result.body, now_ms});
     };
-    co_return co_await database_->run(std::move(insert));
+    co_return co_await writer_->run(std::move(insert));
 }
 
 } // namespace dstack::bus

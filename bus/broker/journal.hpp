@@ -1,49 +1,50 @@
 #pragma once
+#include "bus/broker/journal_file.hpp"
+#include "bus/broker/retention.hpp"
 #include "shared/base/result.hpp"
 #include "shared/runtime/scope.hpp"
 #include "shared/state/database.hpp"
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 namespace dstack::bus
 {
 
-/// An event before it has its place in the stream.
-struct PendingEvent
+/// An event on its way into the journal.
+struct JournalEntry
 {
+    std::string publisher; ///< whom to answer; of no concern to the journal
     std::string id;
-    std::string type;
-    std::string service; ///< who published it
+    std::string_view type; ///< of the schema, which lives for ever
+    std::string service;   ///< who published it
     std::string subject;
-    std::string severity;
+    int severity = 0;
     std::uint64_t time_ms = 0;
-    std::string traceparent;
-    std::string data; ///< well-formed JSON
-};
+    std::string envelope; ///< the CloudEvent up to its sequence; whole after append()
 
-struct JournalEvent
-{
+    // Set by append().
     std::uint64_t sequence = 0;
-    bool duplicate = false; ///< it was there already, under this sequence
-    std::string type;
-    std::string envelope; ///< the CloudEvent, one line
+    bool duplicate = false; ///< the id was there already, under this sequence
+
+    std::size_t charged_bytes = 0; ///< what the publisher's quota gets back; of no concern to the journal
 };
 
 struct JournalQuery
 {
-    std::uint64_t after = 0; ///< events behind this sequence
+    std::uint64_t after = 0;    ///< events behind this sequence
     std::uint64_t since_ms = 0; ///< and not older than this unix time
-    std::string type_prefix;
-    std::string subject;
-    std::string source;
+    std::string type_prefix{};
+    std::string subject{};
+    std::string source{};
     int min_severity = 0;
     std::size_t limit = 1000;
 };
 
 struct JournalPage
 {
-    std::vector<JournalEvent> events;
+    std::string lines;          ///< the CloudEvents, each ended by a newline
     std::uint64_t next = 0;     ///< read on after this sequence
     std::uint64_t last = 0;     ///< newest event in the journal
     std::uint64_t gap_from = 0; ///< 0: no gap before the first event
@@ -59,20 +60,30 @@ struct KeptResult
     std::string body;
 };
 
-/// The durable event stream, and what else the broker must not forget. SQLite in WAL mode with synchronous=FULL on a
-/// thread of its own; every append is one transaction of as many events as there are.
+/// The durable event stream, and what else the broker must not forget. SQLite in WAL mode with synchronous=FULL: one thread
+/// appends (a transaction of as many events as there are), one reads, one checkpoints.
 class Journal
 {
   public:
-    static Result<std::unique_ptr<Journal>> open(Loop& loop, const std::string& path, std::uint64_t max_events);
+    /// Checks what it needs (see journal_file.hpp): data_loss with the place when the journal is damaged.
+    static Result<std::unique_ptr<Journal>> open(Loop& loop, const std::string& path, Retention retention);
+    Journal(const Journal&) = delete;
+    Journal& operator=(const Journal&) = delete;
 
     std::uint64_t epoch() const { return epoch_; }
     std::uint64_t first() const { return first_; }
     std::uint64_t last() const { return last_; }
+    /// Events that were acknowledged once and were not in the journal when it was opened; from 0: none.
+    const LostTail& lost_tail() const { return lost_tail_; }
 
-    /// Durable when it returns. An id that is there already yields its old sequence.
-    Task<Result<std::vector<JournalEvent>>> append(std::vector<PendingEvent> batch);
+    using Batch = std::shared_ptr<std::vector<JournalEntry>>;
+    /// Durable when it returns. One at a time.
+    Task<Result<Done>> append(Batch batch);
     Task<Result<JournalPage>> read(JournalQuery query);
+    /// Removes some of the events that retention does not keep; true: there are more.
+    Task<Result<bool>> trim(std::uint64_t now_ms);
+    /// Whether max_events alone asks for trim().
+    bool over_full() const;
 
     /// Services that ever registered: a call to one of them waits for it instead of failing at once.
     Task<Result<Done>> remember_service(std::string service);
@@ -83,11 +94,16 @@ class Journal
 
   private:
     Journal() = default;
-    std::unique_ptr<state::Database> database_;
+    std::string path_;
+    Retention retention_;
+    std::unique_ptr<state::Database> writer_;
+    std::unique_ptr<state::Database> reader_;
+    HighWater high_water_;
     std::uint64_t epoch_ = 0;
     std::uint64_t first_ = 1;
     std::uint64_t last_ = 0;
-    std::uint64_t max_events_ = 0;
+    LostTail lost_tail_;
+    std::uint64_t ticked_ms_ = 0;
     std::vector<std::string> services_;
 };
 

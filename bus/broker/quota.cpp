@@ -41,6 +41,10 @@ Result<Done> Quotas::begin_event(const std::string& route, std::size_t bytes)
 {
     constexpr std::string_view next = "wait for acknowledgements before publishing more";
     Peer& peer = peers_[route];
+    if (peer.waiting && peer.waiting->bytes.load(std::memory_order_relaxed) > limits_.waiting_bytes)
+    {
+        return quota_error("bytes_waiting", peer.waiting->bytes.load(std::memory_order_relaxed), limits_.waiting_bytes, false, "read the answers that are on their way to you");
+    }
     if (peer.events >= limits_.events) { return quota_error("events_in_flight", peer.events, limits_.events, false, next); }
     if (peer.events != 0 && peer.event_bytes + bytes > limits_.event_bytes)
     {

@@ -2,6 +2,7 @@
 #include "bus/client/connection.hpp"
 #include "bus/schema/catalog.hpp"
 #include "shared/base/time.hpp"
+#include "shared/base/uuid.hpp"
 #include <array>
 #include <sys/random.h>
 
@@ -113,7 +114,7 @@ Task<> Client::disconnect(milliseconds deadline)
 Client::OutgoingEvent Client::blank_event(const schema::EventType& type, Trace trace)
 {
     OutgoingEvent out;
-    out.id = random_hex(16);
+    out.id = uuid_v7();
     out.type = type.name;
     out.severity = schema::to_string(type.severity);
     out.time_ms = unix_ms();

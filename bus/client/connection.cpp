@@ -249,7 +249,20 @@ void Client::State::handle(wire::Frames& frames)
 {
     const std::string_view verb = wire::text(frames[1]);
     const auto at = [&frames](std::size_t i) { return i < frames.size() ? wire::text(frames[i]) : std::string_view{}; };
-    if (verb == wire::result || verb == wire::published || verb == wire::unpublished || verb == wire::events ||
+    if (verb == wire::published)
+    {
+        for (std::size_t i = 2; i + 1 < frames.size(); i += 2) // id, cursor, id, cursor, ...
+        {
+            wire::Frames one;
+            one.push_back(wire::frame(at(0)));
+            one.push_back(wire::frame(at(1)));
+            const std::string id{at(i)};
+            one.push_back(std::move(frames[i]));
+            one.push_back(std::move(frames[i + 1]));
+            answer_outstanding(id, one);
+        }
+    }
+    else if (verb == wire::result || verb == wire::unpublished || verb == wire::events ||
         verb == wire::reading_failed)
     {
         const std::string id{at(2)};
@@ -450,7 +463,12 @@ Task<Result<Page>> Client::State::read_page(std::string after, std::size_t limit
     page.gap_from = wire::number(at(6)).value_or(0);
     page.gap_to = wire::number(at(7)).value_or(0);
     page.gap_reason = at(8);
-    for (std::size_t i = 9; i < answer->size(); ++i) { page.envelopes.emplace_back(at(i)); }
+    for (std::string_view lines = at(9); !lines.empty();)
+    {
+        const std::size_t end = std::min(lines.find('\n'), lines.size() - 1);
+        page.envelopes.emplace_back(lines.substr(0, end));
+        lines.remove_prefix(end + 1);
+    }
     co_return page;
 }
 

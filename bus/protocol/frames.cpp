@@ -1,9 +1,19 @@
 #include "bus/protocol/frames.hpp"
 #include <charconv>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 namespace dstack::bus::wire
 {
+
+zmq::message_t frame_of(std::string text)
+{
+    auto owned = std::make_unique<std::string>(std::move(text));
+    std::string* raw = owned.get();
+    zmq::message_t out{raw->data(), raw->size(), [](void*, void* hint) { delete static_cast<std::string*>(hint); }, raw};
+    static_cast<void>(owned.release());
+    return out;
+}
 
 std::optional<std::uint64_t> number(std::string_view text)
 {

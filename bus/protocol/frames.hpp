@@ -50,6 +50,9 @@ using Frames = std::vector<zmq::message_t>;
 inline std::string_view text(const zmq::message_t& frame) { return {static_cast<const char*>(frame.data()), frame.size()}; }
 inline zmq::message_t frame(std::string_view bytes) { return zmq::message_t{bytes.data(), bytes.size()}; }
 
+/// Without a copy: the frame owns the text.
+zmq::message_t frame_of(std::string text);
+
 /// Decimal without sign or spaces; anything else is nothing.
 std::optional<std::uint64_t> number(std::string_view text);
 

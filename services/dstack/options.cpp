@@ -87,9 +87,11 @@ void add_streams(CLI::App& app, Options& o)
 
     auto* events = app.add_subcommand("events", "everything that happened, in order");
     events->add_flag("-f,--follow,!--no-follow", o.follow, "go on as it comes");
-    events->add_option("--from", o.from, "0 (everything), a cursor EPOCH:SEQUENCE, a time, or how long ago (10m)");
+    events->add_option("--from", o.from, "0 (everything), behind a cursor EPOCH:SEQUENCE, a time (RFC 3339), or how long ago (10m)")
+        ->type_name("CURSOR|TIME|AGE|0");
     events->add_option("--type", o.type, "only types that begin like this, such as vm.");
     events->add_option("--subject", o.subject, "only of this subject");
+    events->add_option("--source", o.source, "only of this service, such as vmm-local");
     events->add_option("--severity", o.severity, "this severity or worse")->check(CLI::IsMember({"debug", "info", "warning", "error"}));
 }
 
@@ -154,6 +156,7 @@ Result<Done> finish(Options& o, Words& w)
     o.allow = !w.no_allow;
     o.kms = !w.no_kms;
     o.verbose = o.verbose || w.debug;
+    if (o.source.starts_with("/dstack/")) { o.source.erase(0, 8); } // as events have it
     return Done{};
 }
 
@@ -219,7 +222,7 @@ std::string bash_completion()
     case "${COMP_WORDS[1]}" in
     info|logs|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
-    events) COMPREPLY=($(compgen -W "-f --from --type --subject --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    events) COMPREPLY=($(compgen -W "-f --from --type --subject --source --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     *) COMPREPLY=($(compgen -W "$flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     esac
 }

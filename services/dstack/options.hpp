@@ -44,6 +44,7 @@ struct Options
     std::string from;
     std::string type;
     std::string subject;
+    std::string source;
     std::string severity;
     bool force = false;
     std::string shell;

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -119,9 +120,28 @@ void Session::out(std::string_view text, bool flush)
 {
     const bool whole = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
     if (whole && (!flush || std::fflush(stdout) == 0)) { return; }
-    if (errno == EPIPE) { ::_exit(exit_ok); }
+    if (errno == EPIPE) { ::_exit(incomplete_ ? exit_incomplete : exit_ok); }
     write_error("error: write to stdout failed\n");
     ::_exit(exit_generic);
+}
+
+Session::~Session()
+{
+    reader_.reset();
+    if (reader_fd_ >= 0) { ::close(reader_fd_); }
+}
+
+void Session::watch_reader()
+{
+    // libuv would make stdout non-blocking, for everybody who shares it: it watches an epoll set with stdout in it instead.
+    reader_fd_ = ::epoll_create1(EPOLL_CLOEXEC);
+    epoll_event errors_only{};
+    if (reader_fd_ < 0 || ::epoll_ctl(reader_fd_, EPOLL_CTL_ADD, STDOUT_FILENO, &errors_only) != 0) { return; } // a file has no reader
+    reader_ = make_uv<uv_poll_t>([&](uv_poll_t* h) { return uv_poll_init(loop_.raw(), h, reader_fd_); });
+    if (!reader_) { return; }
+    reader_->data = this;
+    uv_poll_start(reader_.get(), UV_READABLE,
+                  [](uv_poll_t* h, int, int) { ::_exit(static_cast<Session*>(h->data)->incomplete_ ? exit_incomplete : exit_ok); });
 }
 
 void Session::note(std::string_view line) const

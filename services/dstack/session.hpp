@@ -23,10 +23,18 @@ class Session
     const Options& options() const { return options_; }
     bus::Client& bus() { return client_; }
     Task<Result<Done>> connect();
+    ~Session();
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
     bus::CallOptions call_options(std::uint64_t default_ms = 10'000) const;
 
     /// Data, as it is; flushed when `flush`. A reader that went away ends the program quietly.
     void out(std::string_view text, bool flush = false);
+    /// A stream is watched from here on: when its reader goes away the program ends at once, not at the next line.
+    void watch_reader();
+    /// Something is missing in what was said: the exit code tells, however the program ends.
+    void note_gap() { incomplete_ = true; }
+    bool incomplete() const { return incomplete_; }
     /// Progress and hints, on stderr, unless --quiet. Escaped.
     void note(std::string_view line) const;
     /// Also with --quiet.
@@ -40,6 +48,9 @@ class Session
     Options options_;
     Result<bus::ClientConfig> where_;
     bus::Client client_;
+    bool incomplete_ = false;
+    UvHandle<uv_poll_t> reader_;
+    int reader_fd_ = -1;
 };
 
 } // namespace dstack::cli

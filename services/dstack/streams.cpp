@@ -56,9 +56,10 @@ Result<bus::From> from_of(const Options& options)
     return from;
 }
 
-std::string event_text(const bus::EventRecord& event)
+std::string event_text(const bus::EventRecord& event, bool with_cursor)
 {
-    std::string line = printable(event.time);
+    std::string line = with_cursor ? bus::to_string(event.cursor) + " " : std::string{};
+    line += printable(event.time);
     const std::string severity = event.severity == "info" || event.severity.empty() ? "" : " " + printable(event.severity) + ":";
     line += severity + " " + printable(event.type) + " " + (event.subject.empty() ? "-" : printable(event.subject));
     const std::string fields = fields_of(event.data, event.subject);
@@ -66,22 +67,20 @@ std::string event_text(const bus::EventRecord& event)
     return line + "\n";
 }
 
-bool is_service(std::string_view channel) { return channel == "gap"; }
+bool is_gap(std::string_view channel) { return channel == "gap"; }
 
-/// Prints lines; true when there was a gap among them.
-bool print_lines(Session& session, const schema::LogsQuery::Reply& reply)
+/// Prints lines; a gap among them is noted.
+void print_lines(Session& session, const schema::LogsQuery::Reply& reply)
 {
     const Options& options = session.options();
-    bool gap = false;
     for (const auto& line : reply.lines)
     {
-        gap = gap || is_service(line.channel);
+        if (is_gap(line.channel)) { session.note_gap(); }
         if (options.json) { session.out(log_line_json(reply.source, line.time, line.channel, line.sequence, line.text)); }
-        else if (is_service(line.channel)) { session.warn("lines are missing: " + line.text); }
+        else if (is_gap(line.channel)) { session.warn("lines are missing: " + line.text); }
         else { session.out((options.raw ? line.text : printable(line.text)) + "\n"); }
     }
     session.out({}, true);
-    return gap;
 }
 } // namespace
 
@@ -90,24 +89,24 @@ Task<int> show_events(Session& session)
     const Options& options = session.options();
     auto from = from_of(options);
     if (!from) { co_return session.fail(from.error()); }
-    const bus::Filter filter{options.type, options.subject, {}, options.severity};
+    const bus::Filter filter{options.type, options.subject, options.source, options.severity};
     bus::Subscription events = session.bus().subscribe(filter, *from);
-    bool gaps = false;
+    if (options.follow) { session.watch_reader(); }
     for (;;)
     {
         auto item = co_await events.next();
         if (!item) { co_return session.fail(item.error()); }
         if (const auto* event = std::get_if<bus::EventRecord>(&*item))
         {
-            session.out(options.json ? event->envelope + "\n" : event_text(*event), options.follow);
+            session.out(options.json ? event->envelope + "\n" : event_text(*event, options.verbose), options.follow);
         }
         else if (const auto* gap = std::get_if<bus::Gap>(&*item))
         {
-            gaps = true;
+            session.note_gap();
             if (options.json) { session.out(gap_json(gap->from, gap->to, gap->reason), true); }
             else { session.warn("events " + std::to_string(gap->from) + " to " + std::to_string(gap->to) + " are missing: " + gap->reason); }
         }
-        else if (!options.follow) { co_return gaps ? exit_incomplete : exit_ok; }
+        else if (!options.follow) { co_return session.incomplete() ? exit_incomplete : exit_ok; }
         else { session.out({}, true); }
     }
 }
@@ -118,15 +117,15 @@ Task<int> show_logs(Session& session)
     schema::LogsQuery query;
     query.source = options.app;
     query.lines = options.lines;
-    bool gaps = false;
+    if (options.follow) { session.watch_reader(); }
     for (;;)
     {
         auto call = session.call_options();
         auto asked = query;
         auto reply = co_await session.bus().call(std::move(asked), std::move(call));
         if (!reply) { co_return session.fail(reply.error()); }
-        gaps = print_lines(session, *reply) || gaps;
-        if (!options.follow) { co_return gaps ? exit_incomplete : exit_ok; }
+        print_lines(session, *reply);
+        if (!options.follow) { co_return session.incomplete() ? exit_incomplete : exit_ok; }
         const bool more = !reply->lines.empty() && !query.tail; // a full page: there may be another one
         query.tail = false;
         query.from = reply->next;

@@ -92,13 +92,31 @@ std::string printable(std::string_view text)
     return out;
 }
 
+namespace
+{
+/// "Z", "+02:00", "-05:30": minutes east of UTC.
+bool parse_offset(std::string_view text, std::int64_t& minutes)
+{
+    minutes = 0;
+    if (text == "Z" || text == "z") { return true; }
+    if (text.size() != 6 || (text[0] != '+' && text[0] != '-') || text[3] != ':') { return false; }
+    const auto digit = [&](std::size_t i) { return text[i] >= '0' && text[i] <= '9' ? text[i] - '0' : 100; };
+    const int hour = digit(1) * 10 + digit(2);
+    const int minute = digit(4) * 10 + digit(5);
+    if (hour > 23 || minute > 59) { return false; }
+    minutes = (text[0] == '-' ? -1 : 1) * (hour * 60 + minute);
+    return true;
+}
+} // namespace
+
 Result<std::uint64_t> parse_time(std::string_view text)
 {
-    const auto wrong = [&] { return bad("time", text, "RFC 3339 in UTC, such as 2026-01-31T10:20:30Z"); };
-    const std::string copy{text};
+    const auto wrong = [&] { return bad("time", text, "RFC 3339, such as 2026-01-31T10:20:30Z or 2026-01-31T11:20:30+01:00"); };
+    std::string copy{text};
+    if (copy.size() > 10 && (copy[10] == 't' || copy[10] == ' ')) { copy[10] = 'T'; }
     std::tm parts{};
     const char* rest = ::strptime(copy.c_str(), "%Y-%m-%dT%H:%M:%S", &parts);
-    if (rest == nullptr) { return wrong(); }
+    if (rest == nullptr || copy.size() < 20 || rest != copy.c_str() + 19) { return wrong(); } // each number in full
     std::string_view tail{rest};
     std::uint64_t millis = 0;
     if (tail.starts_with('.'))
@@ -113,9 +131,12 @@ Result<std::uint64_t> parse_time(std::string_view text)
         if (digits == 0) { return wrong(); }
         tail.remove_prefix(digits);
     }
-    if (tail != "Z" && tail != "+00:00") { return wrong(); }
-    const std::time_t seconds = ::timegm(&parts);
-    if (seconds < 0) { return wrong(); }
+    std::int64_t east = 0;
+    if (!parse_offset(tail, east)) { return wrong(); }
+    const int day = parts.tm_mday;
+    const std::time_t local = ::timegm(&parts);
+    const std::int64_t seconds = static_cast<std::int64_t>(local) - east * 60;
+    if (parts.tm_mday != day || seconds < 0) { return wrong(); } // the 31st of a month that has 30 days
     return static_cast<std::uint64_t>(seconds) * 1000 + millis;
 }
 

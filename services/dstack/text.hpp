@@ -14,7 +14,7 @@ std::string printable(std::string_view text);
 
 /// "3s", "5m", "2h", "4d": how long before `now_ms` an RFC 3339 UTC time was; "-" when it is none.
 std::string age(std::string_view rfc3339, std::uint64_t now_ms);
-/// Unix time in ms of "2026-01-31T10:20:30.123Z" (fraction optional; Z or +00:00).
+/// Unix time in ms of an RFC 3339 time: "2026-01-31T10:20:30.123Z", "2026-01-31 11:20:30+01:00".
 Result<std::uint64_t> parse_time(std::string_view text);
 /// "90", "90s", "5m", "2h", "1d" and "250ms" in ms; a bare number is seconds.
 Result<std::uint64_t> parse_duration(std::string_view text);

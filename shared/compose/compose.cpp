@@ -20,7 +20,7 @@ Error invalid(std::string what, std::string hint = {})
     return {Errc::invalid_argument, std::move(what), std::move(hint), {}};
 }
 
-std::string quoted(std::string_view text)
+std::string in_quotes(std::string_view text)
 {
     std::string out{"'"};
     for (const char c : text.substr(0, 120)) { out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c; }
@@ -178,7 +178,7 @@ Result<bool> Parser::boolean(const Yaml& node, const Place& place) const
     if (!value) { return std::move(value).error(); }
     if (*value == "true" || *value == "True" || *value == "TRUE") { return true; }
     if (*value == "false" || *value == "False" || *value == "FALSE") { return false; }
-    return place.error("true or false is expected, got " + quoted(*value));
+    return place.error("true or false is expected, got " + in_quotes(*value));
 }
 
 Result<std::vector<std::string>> Parser::texts(const Yaml& node, const Place& place) const
@@ -240,7 +240,7 @@ Result<Done> Parser::environment(const Yaml& node, Context& at)
     {
         if (key.empty() || key.find('=') != std::string::npos)
         {
-            return at.place.error(quoted(key) + " is not a variable's name");
+            return at.place.error(in_quotes(key) + " is not a variable's name");
         }
         if (!seen.insert(key).second) { return at.place.error("the variable " + key + " is there twice"); }
         out.emplace_back(std::move(key), std::move(value));
@@ -285,7 +285,7 @@ Result<Done> Parser::working_dir(const Yaml& node, Context& at)
     if (!value) { return std::move(value).error(); }
     if (*value != "/" && !is_container_path(*value))
     {
-        return at.place.error("an absolute path is expected, got " + quoted(*value));
+        return at.place.error("an absolute path is expected, got " + in_quotes(*value));
     }
     at.service->working_dir = std::move(*value);
     return Done{};
@@ -303,7 +303,7 @@ Result<Done> Parser::user(const Yaml& node, Context& at)
     if (value->empty() || value->size() > 64 || !std::ranges::all_of(*value, good) ||
         std::ranges::count(*value, ':') > 1)
     {
-        return at.place.error("name, uid or uid:gid is expected, got " + quoted(*value));
+        return at.place.error("name, uid or uid:gid is expected, got " + in_quotes(*value));
     }
     at.service->user = std::move(*value);
     return Done{};
@@ -313,7 +313,7 @@ Result<Done> Parser::hostname(const Yaml& node, Context& at)
 {
     auto value = text(node, at.place);
     if (!value) { return std::move(value).error(); }
-    if (!is_name(*value)) { return at.place.error(quoted(*value) + " is not a host name"); }
+    if (!is_name(*value)) { return at.place.error(in_quotes(*value) + " is not a host name"); }
     at.service->hostname = std::move(*value);
     return Done{};
 }
@@ -343,7 +343,7 @@ Result<Done> Parser::restart(const Yaml& node, Context& at)
     }
     else
     {
-        return at.place.error(quoted(word) + " is not a restart policy",
+        return at.place.error(in_quotes(word) + " is not a restart policy",
                               "use no, always, unless-stopped, on-failure or on-failure:3");
     }
     return Done{};
@@ -352,21 +352,21 @@ Result<Done> Parser::restart(const Yaml& node, Context& at)
 /// "80", "8080:80", "127.0.0.1:8080:80", each with an optional "/tcp".
 Result<Port> short_port(std::string_view spec)
 {
-    const Error refused = invalid(quoted(spec) + " is not a port", "write 80, 8080:80 or 127.0.0.1:8080:80");
+    const Error refused = invalid(in_quotes(spec) + " is not a port", "write 80, 8080:80 or 127.0.0.1:8080:80");
     std::string_view rest = spec;
     if (const std::size_t slash = rest.find('/'); slash != std::string_view::npos)
     {
         const std::string_view protocol = rest.substr(slash + 1);
         if (protocol == "udp" || protocol == "sctp")
         {
-            return invalid(quoted(spec) + ": only tcp ports can be published", "remove it");
+            return invalid(in_quotes(spec) + ": only tcp ports can be published", "remove it");
         }
         if (protocol != "tcp") { return refused; }
         rest = rest.substr(0, slash);
     }
     if (rest.find('-') != std::string_view::npos)
     {
-        return invalid(quoted(spec) + ": port ranges are not supported", "write one line per port");
+        return invalid(in_quotes(spec) + ": port ranges are not supported", "write one line per port");
     }
     Port out;
     const std::size_t last = rest.rfind(':');
@@ -382,7 +382,7 @@ Result<Port> short_port(std::string_view spec)
     const std::string_view address = rest.substr(0, before);
     if (address != "0.0.0.0" && address != "127.0.0.1")
     {
-        return invalid(quoted(spec) + ": the address must be 0.0.0.0 or 127.0.0.1 (of the guest)");
+        return invalid(in_quotes(spec) + ": the address must be 0.0.0.0 or 127.0.0.1 (of the guest)");
     }
     out.host_ip = address;
     return out;
@@ -410,7 +410,7 @@ Result<Mount> tmpfs_mount(std::string_view spec)
 {
     const std::size_t colon = spec.find(':');
     Mount out{Mount::Kind::tmpfs, {}, std::string{spec.substr(0, colon)}, {}, false};
-    if (!is_container_path(out.target)) { return invalid("an absolute path is expected, got " + quoted(out.target)); }
+    if (!is_container_path(out.target)) { return invalid("an absolute path is expected, got " + in_quotes(out.target)); }
     if (colon == std::string_view::npos) { return out; }
     std::string_view rest = spec.substr(colon + 1);
     while (!rest.empty())
@@ -435,7 +435,7 @@ Result<Mount> tmpfs_mount(std::string_view spec)
         }
         else
         {
-            return invalid("the tmpfs option " + quoted(option) + " is not supported",
+            return invalid("the tmpfs option " + in_quotes(option) + " is not supported",
                            "use size=, mode=, uid=, gid=, ro, noexec");
         }
     }
@@ -485,24 +485,24 @@ Result<Done> Parser::mounts(const Yaml& node, Context& at)
         if (colon == std::string::npos || mount.source.starts_with('/') || mount.source.starts_with('.') ||
             mount.source.starts_with('~'))
         {
-            return place.error(quoted(*spec) + ": the guest has no files of the host to mount",
+            return place.error(in_quotes(*spec) + ": the guest has no files of the host to mount",
                                "put the files into the image, or use a named volume (data:/path) or tmpfs");
         }
         mount.target = spec->substr(colon + 1);
         if (const std::size_t mode = mount.target.find(':'); mode != std::string::npos)
         {
             const std::string word = mount.target.substr(mode + 1);
-            if (word != "ro" && word != "rw") { return place.error(quoted(*spec) + ": the mode must be ro or rw"); }
+            if (word != "ro" && word != "rw") { return place.error(in_quotes(*spec) + ": the mode must be ro or rw"); }
             mount.read_only = word == "ro";
             mount.target.resize(mode);
         }
         if (!is_container_path(mount.target))
         {
-            return place.error(quoted(*spec) + ": an absolute path is expected after the volume's name");
+            return place.error(in_quotes(*spec) + ": an absolute path is expected after the volume's name");
         }
         if (std::ranges::find(volumes_, mount.source) == volumes_.end())
         {
-            return place.error("the volume " + quoted(mount.source) + " is not declared",
+            return place.error("the volume " + in_quotes(mount.source) + " is not declared",
                                "add it under volumes: at the top level");
         }
         at.service->mounts.push_back(std::move(mount));
@@ -531,11 +531,11 @@ Result<Done> Parser::depends_on(const Yaml& node, Context& at)
             if (key == "condition" && setting.text == "service_started") { continue; }
             if (key == "condition")
             {
-                return inner.error("the condition " + quoted(setting.text) + " is not supported",
+                return inner.error("the condition " + in_quotes(setting.text) + " is not supported",
                                    "use service_started");
             }
             if (key == "required" && setting.text == "true") { continue; }
-            return inner.error("the key " + quoted(key) + " is not supported", "remove it");
+            return inner.error("the key " + in_quotes(key) + " is not supported", "remove it");
         }
         at.service->depends_on.push_back(name);
     }
@@ -544,7 +544,7 @@ Result<Done> Parser::depends_on(const Yaml& node, Context& at)
 
 Result<Service> Parser::service(const std::string& name, const Yaml& node)
 {
-    const std::string where = "service " + (is_name(name) ? name : quoted(name));
+    const std::string where = "service " + (is_name(name) ? name : in_quotes(name));
     if (!is_name(name)) { return Place{node.line, where}.error("a name has 1 to 63 letters, digits and . _ -"); }
     if (node.kind != Kind::map) { return Place{node.line, where}.error("a mapping with image: is expected"); }
     Service out;
@@ -555,7 +555,7 @@ Result<Service> Parser::service(const std::string& name, const Yaml& node)
         const auto known = std::ranges::find(keys, std::string_view{key}, &Key::name);
         if (known == keys.end())
         {
-            return Place{value.line, where}.error("the key " + quoted(key) + " is not supported",
+            return Place{value.line, where}.error("the key " + in_quotes(key) + " is not supported",
                                                   std::string{why_refused(key)});
         }
         if (known->read == nullptr) { continue; }
@@ -584,7 +584,7 @@ Result<Done> Parser::volumes(const Yaml* node)
     if (node->kind != Kind::map) { return Place{node->line, "volumes"}.error("a mapping is expected"); }
     for (const auto& [name, value] : node->keys)
     {
-        const Place place{value.line, "volumes: " + quoted(name)};
+        const Place place{value.line, "volumes: " + in_quotes(name)};
         if (!is_name(name)) { return place.error("a name has 1 to 63 letters, digits and . _ -"); }
         if (value.kind != Kind::null && !(value.kind == Kind::map && value.keys.empty()))
         {
@@ -673,7 +673,7 @@ Result<std::vector<Service>> start_order(std::vector<Service> services)
             const auto found = std::ranges::find(services, name, &Service::name);
             if (found == services.end())
             {
-                return invalid("service " + services[index].name + ": depends_on: there is no service " + quoted(name),
+                return invalid("service " + services[index].name + ": depends_on: there is no service " + in_quotes(name),
                                "check the spelling");
             }
             if (auto visited = visit(static_cast<std::size_t>(found - services.begin())); !visited) { return visited; }
@@ -704,7 +704,7 @@ Result<ComposeApp> Parser::app(const Yaml& root)
         {
             continue;
         }
-        return Place{value.line, "top level"}.error("the key " + quoted(key) + " is not supported",
+        return Place{value.line, "top level"}.error("the key " + in_quotes(key) + " is not supported",
                                                     std::string{why_refused(key)});
     }
     const Yaml* services = root.find("services");

@@ -106,9 +106,13 @@ Statement::~Statement()
     if (cache.size() < statement_cache_limit) { cache.emplace(prepared_->sql, std::move(prepared_)); }
 }
 
-Result<Done> Statement::bind(int index, Value value)
+Result<Done> Statement::bind(int index, Value value) { return bind_value(index, value, true); }
+Result<Done> Statement::bind_borrowed(int index, Value value) { return bind_value(index, value, false); }
+
+Result<Done> Statement::bind_value(int index, const Value& value, bool copy)
 {
     sqlite3_stmt* raw = prepared_->raw;
+    const sqlite3_destructor_type lifetime = copy ? SQLITE_TRANSIENT : SQLITE_STATIC;
     const auto bind_one = [&](const auto& v) -> int
     {
         using T = std::decay_t<decltype(v)>;
@@ -118,12 +122,12 @@ Result<Done> Statement::bind(int index, Value value)
         else if constexpr (std::is_same_v<T, std::string_view>)
         {
             const char* data = v.data() != nullptr ? v.data() : ""; // a null pointer would bind NULL
-            return sqlite3_bind_text64(raw, index, data, v.size(), SQLITE_TRANSIENT, SQLITE_UTF8);
+            return sqlite3_bind_text64(raw, index, data, v.size(), lifetime, SQLITE_UTF8);
         }
         else
         {
             const char* data = v.bytes.data() != nullptr ? v.bytes.data() : "";
-            return sqlite3_bind_blob64(raw, index, data, v.bytes.size(), SQLITE_TRANSIENT);
+            return sqlite3_bind_blob64(raw, index, data, v.bytes.size(), lifetime);
         }
     };
     if (std::visit(bind_one, value.get()) != SQLITE_OK) { return sqlite_error(owner_->state_->db, "bind in", owner_->state_->path); }
@@ -226,9 +230,9 @@ std::int64_t Connection::changes() const { return sqlite3_changes64(state_->db);
 std::int64_t Connection::last_insert_rowid() const { return sqlite3_last_insert_rowid(state_->db); }
 bool Connection::in_transaction() const { return sqlite3_get_autocommit(state_->db) == 0; }
 
-Result<Transaction> Transaction::begin(Connection& connection)
+Result<Transaction> Transaction::begin(Connection& connection, bool read_only)
 {
-    auto begun = connection.execute("BEGIN IMMEDIATE");
+    auto begun = connection.execute(read_only ? "BEGIN" : "BEGIN IMMEDIATE");
     if (!begun) { return std::move(begun).error(); }
     return Transaction{&connection};
 }
@@ -298,21 +302,102 @@ Result<Done> migrate(Connection& connection, const std::string& path, const std:
 }
 
 Result<Done> prepare_file(Connection& connection, const std::string& path, const std::vector<std::string>& migrations,
-                          milliseconds busy_timeout)
+                          const DatabaseOptions& options)
 {
-    auto set = connection.exec("PRAGMA busy_timeout = " + std::to_string(busy_timeout.count()) +
+    auto set = connection.exec("PRAGMA busy_timeout = " + std::to_string(options.busy_timeout.count()) +
                                "; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON");
     if (!set) { return set; }
-    auto intact = check_integrity(connection, path);
-    if (!intact) { return intact; }
+    if (options.quick_check)
+    {
+        auto intact = check_integrity(connection, path);
+        if (!intact) { return intact; }
+    }
+    if (options.read_only) { return connection.exec("PRAGMA query_only = ON"); }
     return migrate(connection, path, migrations);
 }
 } // namespace
 
+/// Copies the log into the database on a thread and a connection of its own, so that no commit waits for it.
+class Connection::Checkpointer
+{
+  public:
+    static Result<std::unique_ptr<Checkpointer>> start(Connection& writer)
+    {
+        auto own = Connection::open(writer.state_->path);
+        if (!own) { return std::move(own).error(); }
+        auto set = (*own)->exec("PRAGMA busy_timeout = 50; PRAGMA synchronous = FULL");
+        if (!set) { return std::move(set).error(); }
+        return std::unique_ptr<Checkpointer>{new Checkpointer{writer, std::move(*own)}};
+    }
+    Checkpointer(const Checkpointer&) = delete;
+    Checkpointer& operator=(const Checkpointer&) = delete;
+    ~Checkpointer()
+    {
+        sqlite3_wal_hook(writer_.state_->db, nullptr, nullptr);
+        {
+            const std::lock_guard lock{mutex_};
+            stop_ = true;
+        }
+        changed_.notify_one();
+        thread_.join();
+    }
+
+  private:
+    static constexpr int begin_pages = 1000;     ///< of log: enough to be worth a look
+    static constexpr int too_many_pages = 8'000; ///< commits wait until the log can begin anew
+
+    Checkpointer(Connection& writer, std::unique_ptr<Connection> own) : writer_(writer), own_(std::move(own))
+    {
+        sqlite3_wal_hook(
+            writer.state_->db,
+            [](void* self, sqlite3*, const char*, int pages)
+            {
+                static_cast<Checkpointer*>(self)->committed(pages);
+                return SQLITE_OK;
+            },
+            this);
+        thread_ = std::thread{[this] { work(); }};
+    }
+
+    void committed(int pages)
+    {
+        if (pages < begin_pages) { return; }
+        const std::lock_guard lock{mutex_};
+        pages_ = pages;
+        changed_.notify_one();
+    }
+
+    void work()
+    {
+        sqlite3* db = own_->state_->db;
+        std::unique_lock lock{mutex_};
+        for (;;)
+        {
+            changed_.wait(lock, [this] { return stop_ || pages_ > 0; });
+            if (stop_) { return; }
+            const bool much = std::exchange(pages_, 0) >= too_many_pages;
+            lock.unlock();
+            // An error (busy, disk full) leaves the log as it is: it is complete, and the next commit asks again.
+            sqlite3_wal_checkpoint_v2(db, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+            if (much) { sqlite3_wal_checkpoint_v2(db, nullptr, SQLITE_CHECKPOINT_RESTART, nullptr, nullptr); }
+            lock.lock();
+        }
+    }
+
+    Connection& writer_;
+    std::unique_ptr<Connection> own_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    int pages_ = 0;     // under mutex_: of log at the last commit that asked
+    bool stop_ = false; // under mutex_
+    std::thread thread_;
+};
+
 struct Database::State
 {
     std::unique_ptr<Connection> connection;
-    DatabaseLimits limits;
+    std::unique_ptr<Connection::Checkpointer> checkpointer; // before the connection in destruction
+    DatabaseOptions options;
     UvHandle<uv_async_t> wake;
     std::mutex mutex;
     std::condition_variable changed;
@@ -328,7 +413,7 @@ struct Database::State
 
 void Database::State::run_one(detail::DatabaseJob& job) const
 {
-    auto transaction = Transaction::begin(*connection);
+    auto transaction = Transaction::begin(*connection, options.read_only);
     if (!transaction)
     {
         job.fail(std::move(transaction).error());
@@ -386,15 +471,21 @@ Database::Database(Loop& loop, std::unique_ptr<State> state) : loop_(loop), stat
 }
 
 Result<std::unique_ptr<Database>> Database::open(Loop& loop, const std::string& path, const std::vector<std::string>& migrations,
-                                                 DatabaseLimits limits)
+                                                 DatabaseOptions options)
 {
     auto connection = Connection::open(path);
     if (!connection) { return std::move(connection).error(); }
-    auto ready = prepare_file(**connection, path, migrations, limits.busy_timeout);
+    auto ready = prepare_file(**connection, path, migrations, options);
     if (!ready) { return std::move(ready).error(); }
     auto state = std::make_unique<State>();
     state->connection = std::move(*connection);
-    state->limits = limits;
+    state->options = options;
+    if (options.background_checkpoint)
+    {
+        auto checkpointer = Connection::Checkpointer::start(*state->connection);
+        if (!checkpointer) { return std::move(checkpointer).error(); }
+        state->checkpointer = std::move(*checkpointer);
+    }
     return std::unique_ptr<Database>{new Database{loop, std::move(state)}};
 }
 
@@ -412,7 +503,7 @@ Database::~Database()
 void Database::enqueue(std::shared_ptr<detail::DatabaseJob> job)
 {
     const std::lock_guard lock{state_->mutex};
-    if (state_->waiting.size() >= state_->limits.queue)
+    if (state_->waiting.size() >= state_->options.queue)
     {
         job->fail(Error{Errc::resource_exhausted,
                         "database: " + std::to_string(state_->waiting.size()) + " jobs are waiting already", "try again", {}});

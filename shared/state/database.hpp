@@ -54,6 +54,8 @@ class Statement
 
     /// Copies the value.
     Result<Done> bind(int index, Value value);
+    /// Without a copy: the value must live until the statement is reset or bound again.
+    Result<Done> bind_borrowed(int index, Value value);
     /// True: there is a row to read. False: the statement has ended.
     Result<bool> step();
     /// Ready to be bound and stepped again.
@@ -71,6 +73,7 @@ class Statement
   private:
     friend class Connection;
     struct Prepared;
+    Result<Done> bind_value(int index, const Value& value, bool copy);
     Statement(Connection* owner, std::unique_ptr<Prepared> prepared);
     Connection* owner_;
     std::unique_ptr<Prepared> prepared_;
@@ -101,6 +104,7 @@ class Connection
     bool in_transaction() const;
 
     struct State;
+    class Checkpointer;
 
   private:
     friend class Statement;
@@ -112,7 +116,7 @@ class Connection
 class Transaction
 {
   public:
-    static Result<Transaction> begin(Connection& connection);
+    static Result<Transaction> begin(Connection& connection, bool read_only = false);
     Transaction(Transaction&& other) noexcept : connection_(std::exchange(other.connection_, nullptr)) {}
     Transaction& operator=(Transaction&&) = delete;
     ~Transaction();
@@ -156,10 +160,16 @@ class TypedDatabaseJob : public DatabaseJob
 };
 } // namespace detail
 
-struct DatabaseLimits
+struct DatabaseOptions
 {
     std::size_t queue = 1024; ///< jobs waiting; one more is resource_exhausted
     milliseconds busy_timeout{5000};
+    /// The whole file is checked at open(): time grows with the file. Without it the caller checks what it reads.
+    bool quick_check = true;
+    /// Jobs run in a read transaction, beside the one Database that writes.
+    bool read_only = false;
+    /// Checkpoints on a thread of their own instead of inside the commit that fills the log.
+    bool background_checkpoint = false;
 };
 
 /// One SQLite file (WAL, synchronous=FULL) with one worker thread. Jobs run one after the other in the order of run().
@@ -167,16 +177,16 @@ struct DatabaseLimits
 class Database
 {
   public:
-    /// Opens or creates (mode 0600), runs an integrity quick_check (data_loss when damaged) and the migrations that the file
+    /// Opens or creates (mode 0600), runs an integrity quick_check (data_loss when damaged; see options) and the migrations that the file
     /// has not seen: migration i brings it from version i to i+1, each in one transaction; never edit one that was released.
     /// Blocks: for start-up. The directory must exist.
     static Result<std::unique_ptr<Database>> open(Loop& loop, const std::string& path, const std::vector<std::string>& migrations,
-                                                  DatabaseLimits limits = {});
+                                                  DatabaseOptions options = {});
     Database(const Database&) = delete;
     Database& operator=(const Database&) = delete;
     ~Database();
 
-    /// `job`: Result<T>(Connection&), run on the worker inside one IMMEDIATE transaction: committed (durable) when it gives a
+    /// `job`: Result<T>(Connection&), run on the worker inside one IMMEDIATE (or read) transaction: committed (durable) when it gives a
     /// value, rolled back when it gives an error. `job` must own what it touches; when the caller is cancelled the job
     /// still ends. `auto rows = co_await database.run(job);` with a named job.
     template <class F>

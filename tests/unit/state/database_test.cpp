@@ -230,7 +230,7 @@ TEST_CASE("the queue is bounded and says so")
 {
     const Scratch dir;
     Loop loop;
-    auto db = Database::open(loop, dir / "db", schema, DatabaseLimits{4, milliseconds{100}});
+    auto db = Database::open(loop, dir / "db", schema, {.queue = 4, .busy_timeout = milliseconds{100}});
     REQUIRE(db);
     auto blocker = Connection::open(dir / "db"); // holds the write lock: the worker cannot begin
     REQUIRE(blocker);

@@ -1,0 +1,412 @@
+// Drives a dstack-bus over its sockets, as bus/README.md specifies them and without the project's own client.
+// Which service it is depends on the path it is run from (exe: identity rules).
+#include "tests/bench/measure.hpp"
+#include <charconv>
+#include <fcntl.h>
+#include <poll.h>
+#include <random>
+#include <unistd.h>
+#include <utility>
+#include <zmq.hpp>
+
+using namespace dstack::bench;
+
+namespace
+{
+
+constexpr std::size_t most_events_per_message = 128;
+
+using Frames = std::vector<zmq::message_t>;
+
+std::string_view text(const zmq::message_t& frame) { return {static_cast<const char*>(frame.data()), frame.size()}; }
+
+void put(zmq::socket_t& socket, std::string_view frame, bool more)
+{
+    socket.send(zmq::buffer(frame), more ? zmq::send_flags::sndmore : zmq::send_flags::none);
+}
+
+void send(zmq::socket_t& socket, const std::vector<std::string_view>& frames)
+{
+    for (std::size_t i = 0; i < frames.size(); ++i) { put(socket, frames[i], i + 1 < frames.size()); }
+}
+
+bool receive(zmq::socket_t& socket, Frames& out, bool wait)
+{
+    out.clear();
+    for (bool more = true; more;)
+    {
+        zmq::message_t part;
+        const auto flags = wait || !out.empty() ? zmq::recv_flags::none : zmq::recv_flags::dontwait;
+        if (!socket.recv(part, flags))
+        {
+            if (wait) { die("the broker said nothing for 20 s"); }
+            return false;
+        }
+        more = part.more();
+        out.push_back(std::move(part));
+    }
+    return true;
+}
+
+/// Waits for the next message that is one of `verbs`; anything unexpected ends the run.
+void expect(zmq::socket_t& socket, Frames& frames, std::string_view verb)
+{
+    receive(socket, frames, true);
+    if (frames.size() < 2 || text(frames[1]) != verb)
+    {
+        std::string got;
+        for (const auto& frame : frames) { (got += text(frame).substr(0, 200)) += ' '; }
+        die("expected " + std::string{verb} + ", got " + got);
+    }
+}
+
+void wait_readable(zmq::socket_t& socket, std::int64_t ns)
+{
+    if ((socket.get(zmq::sockopt::events) & ZMQ_POLLIN) != 0) { return; }
+    pollfd descriptor{socket.get(zmq::sockopt::fd), POLLIN, 0};
+    const timespec limit{static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
+    ::ppoll(&descriptor, 1, &limit, nullptr);
+}
+
+zmq::socket_t connect(zmq::context_t& context, const std::string& directory, const std::string& service)
+{
+    zmq::socket_t socket{context, zmq::socket_type::dealer};
+    socket.set(zmq::sockopt::linger, 1000);
+    socket.set(zmq::sockopt::rcvtimeo, 20'000);
+    socket.set(zmq::sockopt::sndhwm, 100'000);
+    socket.set(zmq::sockopt::rcvhwm, 100'000);
+    socket.connect("ipc://" + directory + "/commands.sock");
+    send(socket, {"1", "hello", service, "1"});
+    Frames frames;
+    expect(socket, frames, "welcome");
+    return socket;
+}
+
+/// UUIDv7: time-ordered; its last eight hex digits are the number of the event in this run.
+class Ids
+{
+  public:
+    std::string next(std::uint64_t count)
+    {
+        const std::uint64_t ms = unix_now_ms();
+        char out[37];
+        std::snprintf(out, sizeof out, "%08x-%04x-7%03x-%04x-%04x%08x", static_cast<unsigned>(ms >> 16), static_cast<unsigned>(ms & 0xffff),
+                      static_cast<unsigned>((count >> 20) & 0xfff), 0x8000U | (run_ & 0x3fffU), run_ >> 16, static_cast<unsigned>(count));
+        return out;
+    }
+    static std::uint64_t count_of(std::string_view id)
+    {
+        std::uint64_t value = 0;
+        const auto digits = id.substr(id.size() < 8 ? 0 : id.size() - 8);
+        std::from_chars(digits.data(), digits.data() + digits.size(), value, 16);
+        return value;
+    }
+
+  private:
+    unsigned run_ = std::random_device{}();
+};
+
+class Publisher
+{
+  public:
+    Publisher(zmq::socket_t& socket, std::string type, std::size_t size) : socket_(socket), type_(std::move(type)), payload_(size) {}
+
+    std::uint64_t sent() const { return born_.size(); }
+    std::uint64_t acknowledged() const { return acknowledged_; }
+    const std::vector<std::int64_t>& latencies() const { return latencies_; }
+    std::uint64_t last_sequence() const { return last_sequence_; }
+    void forget_latencies() { latencies_.clear(); }
+
+    /// One message with `count` events.
+    void send_events(std::size_t count)
+    {
+        put(socket_, "1", true);
+        put(socket_, "publish", true);
+        for (std::size_t i = 0; i < count; ++i)
+        {
+            const std::uint64_t serial = born_.size();
+            const std::int64_t born = now_ns();
+            born_.push_back(born);
+            put(socket_, ids_.next(serial), true);
+            put(socket_, type_, true);
+            put(socket_, "app-" + std::to_string(serial % 100), true);
+            put(socket_, "info", true);
+            put(socket_, std::to_string(unix_now_ms()), true);
+            put(socket_, "", true);
+            put(socket_, payload_.make(serial, born), i + 1 < count);
+        }
+    }
+
+    /// Takes one message of acknowledgements. False: there was none (`wait` false).
+    bool take(bool wait)
+    {
+        if (!receive(socket_, frames_, wait)) { return false; }
+        if (frames_.size() < 4 || text(frames_[1]) != "published" || frames_.size() % 2 != 0)
+        {
+            die("not an acknowledgement: " + std::string{frames_.size() > 1 ? text(frames_[1]) : ""} + " " +
+                std::string{frames_.size() > 3 ? text(frames_.back()) : ""});
+        }
+        const std::int64_t now = now_ns();
+        for (std::size_t i = 2; i < frames_.size(); i += 2)
+        {
+            const std::uint64_t serial = Ids::count_of(text(frames_[i]));
+            if (serial >= born_.size()) { die("an acknowledgement of an event that was not sent"); }
+            latencies_.push_back(now - born_[serial]);
+            ++acknowledged_;
+        }
+        const std::string_view cursor = text(frames_.back()); // EPOCH:SEQUENCE
+        std::from_chars(cursor.data() + cursor.find(':') + 1, cursor.data() + cursor.size(), last_sequence_);
+        return true;
+    }
+
+    /// `count` more events with at most `window` in flight; a message carries what the window has room for when an
+    /// acknowledgement came, at most `gather`.
+    void run(std::size_t count, std::size_t window, std::size_t gather)
+    {
+        const std::uint64_t until = born_.size() + count;
+        born_.reserve(until);
+        latencies_.reserve(latencies_.size() + count);
+        while (acknowledged_ < until)
+        {
+            while (sent() < until && sent() - acknowledged_ < window)
+            {
+                send_events(std::min({static_cast<std::size_t>(until - sent()), window - static_cast<std::size_t>(sent() - acknowledged_), gather}));
+            }
+            take(true);
+        }
+    }
+
+    /// `rate` events a second for `count` events.
+    void run_at(std::size_t count, std::size_t rate, std::size_t gather)
+    {
+        const auto send_due = [&](std::size_t due)
+        {
+            for (std::size_t left = due; left > 0;)
+            {
+                const std::size_t some = std::min(left, gather);
+                send_events(some);
+                left -= some;
+            }
+            while (take(false)) {}
+        };
+        const auto idle = [&](std::int64_t ns)
+        {
+            wait_readable(socket_, ns);
+            while (take(false)) {}
+        };
+        pace(count, rate, send_due, idle);
+        while (acknowledged_ < sent()) { take(true); }
+    }
+
+  private:
+    zmq::socket_t& socket_;
+    std::string type_;
+    Payload payload_;
+    Ids ids_;
+    std::vector<std::int64_t> born_;
+    std::vector<std::int64_t> latencies_;
+    std::uint64_t acknowledged_ = 0;
+    std::uint64_t last_sequence_ = 0;
+    Frames frames_;
+};
+
+/// publish: --count events with --window in flight (or at --rate a second), after --warmup events.
+void publish(const Arguments& args)
+{
+    zmq::context_t context;
+    zmq::socket_t socket = connect(context, args.text("bus"), args.text("service", "allocator"));
+    Publisher publisher{socket, args.text("type", "lease.granted"), args.number("size", 512)};
+    const std::size_t count = args.number("count", 100'000);
+    const std::size_t window = args.number("window", 256);
+    const std::size_t gather = args.text("batch", "on") == "off" ? 1 : std::min(args.number("gather", most_events_per_message), most_events_per_message);
+    publisher.run(args.number("warmup", 0), window, gather);
+    publisher.forget_latencies();
+    const std::int64_t began = now_ns();
+    if (args.number("rate") > 0) { publisher.run_at(count, args.number("rate"), gather); }
+    else { publisher.run(count, window, gather); }
+    const double seconds = static_cast<double>(now_ns() - began) * 1e-9;
+    Report report;
+    report.add("count", static_cast<double>(count));
+    report.add("per_second", static_cast<double>(count) / seconds);
+    report.add("last_sequence", static_cast<double>(publisher.last_sequence()));
+    auto latencies = publisher.latencies();
+    report.add_latency(latencies);
+    report.print();
+}
+
+/// subscribe: --subscribers live subscribers see the events numbered --warmup to --warmup + --count.
+void subscribe(const Arguments& args)
+{
+    const std::size_t subscribers = args.number("subscribers", 1);
+    const std::uint64_t first = args.number("warmup", 0);
+    zmq::context_t context;
+    std::vector<zmq::socket_t> sockets;
+    std::vector<zmq::pollitem_t> items;
+    std::vector<Watcher> watchers;
+    Frames frames;
+    for (std::size_t i = 0; i < subscribers; ++i)
+    {
+        zmq::socket_t& socket = sockets.emplace_back(context, zmq::socket_type::sub);
+        socket.set(zmq::sockopt::rcvhwm, 100'000);
+        socket.set(zmq::sockopt::rcvtimeo, 20'000);
+        for (const char* topic : {"e.", "h"}) { socket.set(zmq::sockopt::subscribe, topic); }
+        socket.connect("ipc://" + args.text("bus") + "/events.sock");
+        watchers.emplace_back(first, first + args.number("count") - 1);
+    }
+    for (zmq::socket_t& socket : sockets)
+    {
+        do { receive(socket, frames, true); } while (text(frames[0]) != "h"); // it is connected now
+        items.push_back({socket.handle(), 0, ZMQ_POLLIN, 0});
+    }
+    say_ready();
+    for (std::size_t done = 0; done < subscribers;)
+    {
+        if (zmq::poll(items, std::chrono::milliseconds{5000}) == 0) { break; } // the last ones were missed
+        for (std::size_t i = 0; i < subscribers; ++i)
+        {
+            while ((items[i].revents & ZMQ_POLLIN) != 0 && receive(sockets[i], frames, false))
+            {
+                if (frames.size() != 3 || text(frames[0]) == "h") { continue; }
+                const bool before = watchers[i].done();
+                watchers[i].see(text(frames[2]));
+                done += !before && watchers[i].done() ? 1U : 0U;
+            }
+        }
+    }
+    Report report;
+    report_watchers(report, watchers);
+    report.print();
+}
+
+/// replay: reads --count events from the beginning, --times, or again and again for --seconds.
+void replay(const Arguments& args)
+{
+    const std::size_t count = args.number("count", 200'000);
+    zmq::context_t context;
+    zmq::socket_t socket = connect(context, args.text("bus"), args.text("service"));
+    Frames frames;
+    std::vector<double> rates;
+    const std::int64_t until = now_ns() + static_cast<std::int64_t>(args.number("seconds")) * 1'000'000'000;
+    if (args.number("seconds") > 0) { say_ready(); }
+    for (std::size_t turn = 0; args.number("seconds") > 0 ? now_ns() < until : turn < args.number("times", 1); ++turn)
+    {
+        const std::int64_t began = now_ns();
+        std::string after = "0";
+        std::size_t seen = 0;
+        while (seen < count)
+        {
+            send(socket, {"1", "read", "r", after, "1000", "{}"});
+            expect(socket, frames, "events"); // correlation epoch next last gap_from gap_to gap_reason event...
+            if (frames.size() < 10) { die("the journal ended after " + std::to_string(seen) + " events"); }
+            after = std::string{text(frames[3])} + ":" + std::string{text(frames[4])};
+            seen += frames.size() - 9;
+        }
+        rates.push_back(static_cast<double>(seen) / (static_cast<double>(now_ns() - began) * 1e-9));
+    }
+    std::sort(rates.begin(), rates.end());
+    Report report;
+    report.add("times", static_cast<double>(rates.size()));
+    report.add("per_second", rates[rates.size() / 2]);
+    report.print();
+}
+
+/// serve: registers as --service and answers every request with --size bytes, until it is killed.
+void serve(const Arguments& args)
+{
+    zmq::context_t context;
+    zmq::socket_t socket = connect(context, args.text("bus"), args.text("service"));
+    Payload payload{args.number("size", 512)};
+    Frames frames;
+    say_ready();
+    for (std::uint64_t served = 0;;)
+    {
+        wait_readable(socket, 1'000'000'000);
+        bool idle = true;
+        while (receive(socket, frames, false))
+        {
+            if (frames.size() < 9 || text(frames[1]) != "request") { continue; }
+            idle = false;
+            send(socket, {"1", "reply", text(frames[2]), "ok", payload.make(++served, now_ns())});
+        }
+        if (idle) { send(socket, {"1", "ping"}); }
+    }
+}
+
+/// call: --count calls of --command with --window in flight, after --warmup.
+void call(const Arguments& args)
+{
+    zmq::context_t context;
+    zmq::socket_t socket = connect(context, args.text("bus"), args.text("service"));
+    const std::string command = args.text("command", "lease.list");
+    const std::string deadline = std::to_string(unix_now_ms() + 600'000);
+    const std::size_t window = args.number("window", 32);
+    Payload payload{args.number("size", 512)};
+    Frames frames;
+    std::vector<std::int64_t> born;
+    std::vector<std::int64_t> latencies;
+    const auto run = [&](std::size_t count)
+    {
+        born.clear();
+        latencies.clear();
+        while (latencies.size() < count)
+        {
+            while (born.size() < count && born.size() - latencies.size() < window)
+            {
+                born.push_back(now_ns());
+                send(socket, {"1", "call", std::to_string(born.size() - 1), command, deadline, "", "", payload.make(born.size(), born.back())});
+            }
+            for (bool first = true; receive(socket, frames, first); first = false)
+            {
+                if (frames.size() != 5 || text(frames[1]) != "result" || text(frames[3]) != "ok") { die("not a result: " + std::string{text(frames.back())}); }
+                std::size_t serial = 0;
+                std::from_chars(text(frames[2]).data(), text(frames[2]).data() + frames[2].size(), serial);
+                latencies.push_back(now_ns() - born.at(serial));
+            }
+        }
+    };
+    run(args.number("warmup", 0));
+    const std::int64_t began = now_ns();
+    run(args.number("count", 10'000));
+    Report report;
+    report.add("per_second", static_cast<double>(latencies.size()) / (static_cast<double>(now_ns() - began) * 1e-9));
+    report.add_latency(latencies);
+    report.print();
+}
+
+/// append: --count times --size bytes and fdatasync at the end of --file, nothing else: what the disk allows.
+void append(const Arguments& args)
+{
+    const int file = ::open(args.text("file").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (file < 0) { die("open " + args.text("file")); }
+    Payload payload{args.number("size", 512)};
+    std::vector<std::int64_t> latencies;
+    for (std::size_t i = 0; i < args.number("count", 1000); ++i)
+    {
+        const std::int64_t began = now_ns();
+        const std::string& data = payload.make(i, began);
+        if (::write(file, data.data(), data.size()) != static_cast<ssize_t>(data.size()) || ::fdatasync(file) != 0) { die("append"); }
+        latencies.push_back(now_ns() - began);
+    }
+    ::close(file);
+    Report report;
+    report.add_latency(latencies);
+    report.print();
+}
+
+} // namespace
+
+int main(int argc, char** argv)
+{
+    const std::string_view verb = argc > 1 ? argv[1] : "";
+    const Arguments args{argc, argv};
+    for (const auto& [name, run] : std::initializer_list<std::pair<std::string_view, void (*)(const Arguments&)>>{
+             {"publish", publish}, {"subscribe", subscribe}, {"replay", replay}, {"serve", serve}, {"call", call}, {"append", append}})
+    {
+        if (verb == name)
+        {
+            run(args);
+            return 0;
+        }
+    }
+    die("usage: drive_bus publish|subscribe|replay|serve|call|append --bus DIRECTORY [--OPTION VALUE]...");
+}
