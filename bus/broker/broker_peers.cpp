@@ -131,7 +131,8 @@ void Broker::on_zap()
         {
             peer.tried = "connect";
             peer.reason = identity.error().message;
-            say_refused(peer.key.empty() ? "connect" : "token", std::move(peer));
+            const std::string_view kind = peer.key.empty() ? "connect" : "token";
+            say_refused(kind, std::move(peer));
         }
         wire::Frames answer;
         answer.push_back(std::move(request[0]));

@@ -80,7 +80,9 @@ Task<Result<Done>> Client::connect(milliseconds deadline)
     {
         if (state.refusal && state.refusal->code != Errc::already_exists) { co_return *state.refusal; }
         const auto left = std::chrono::duration_cast<milliseconds>(until - std::chrono::steady_clock::now());
-        if (left.count() <= 0)
+        // Nobody listens at all: for another host that is an answer, as it is for a missing socket on this one.
+        const bool nobody = state.config.remote && state.unanswered_knocks >= 5;
+        if (left.count() <= 0 || nobody)
         {
             if (state.refusal) { co_return *state.refusal; }
             co_return state.absent({});

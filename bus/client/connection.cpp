@@ -43,7 +43,7 @@ void Client::State::start()
     commands.set(zmq::sockopt::sndhwm, 20'000);
     zmq_socket_monitor(commands.handle(), "inproc://commands-monitor",
                        ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
-                           ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_DISCONNECTED);
+                           ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CLOSED);
     monitor.connect("inproc://commands-monitor");
     monitor_watch = std::make_unique<ZmqWatch>(loop, monitor, [this] { on_monitor(); });
     commands_watch = std::make_unique<ZmqWatch>(loop, commands, [this] { on_message(); });
@@ -113,13 +113,19 @@ void Client::State::on_monitor()
             silent_closes = 0;
             send_hello();
         }
+        else if (event == ZMQ_EVENT_CONNECTED) { unanswered_knocks = 0; }
+        else if (event == ZMQ_EVENT_CLOSED)
+        {
+            ++unanswered_knocks;
+            changed.set();
+        }
         else if (event == ZMQ_EVENT_DISCONNECTED)
         {
             // ZeroMQ says nothing of its own about a peer that does not speak ZMTP at all, and does not come back to it.
             if (was_shaking && config.remote) { on_handshake_failure(ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL, 0); }
             lost();
         }
-        else if (event != ZMQ_EVENT_CONNECTED) { on_handshake_failure(event, value); }
+        else { on_handshake_failure(event, value); }
     }
 }
 

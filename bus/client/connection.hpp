@@ -122,6 +122,7 @@ struct Client::State
     bool refused_for_good = false; ///< the refusal is of this peer, not of the moment
     bool session_over = false;     ///< ZeroMQ has given the connection up
     bool shaking_hands = false;    ///< connected, and no word yet of how the handshake went
+    int unanswered_knocks = 0;     ///< attempts in a row that found nobody listening
     int silent_closes = 0;         ///< the peer closed, without a word, in the middle of this many handshakes in a row
     Event changed;
     std::uint64_t next_correlation = 1;
