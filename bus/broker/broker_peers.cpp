@@ -283,7 +283,7 @@ void Broker::on_failed_handshake(const Connections::Origin& origin, std::string 
     schema::BusPeerRefused peer;
     peer.uid = origin.uid;
     peer.pid = origin.pid;
-    peer.address = origin.address;
+    peer.address = origin.tcp && origin.address.empty() ? "unknown" : origin.address;
     peer.tried = "connect";
     peer.reason = std::move(reason);
     say_refused("handshake", std::move(peer));

@@ -109,14 +109,16 @@ void Connections::on_monitor(Watched& watched)
             // ZeroMQ's one thread reports the end of the same connection right behind this.
             ++failed_;
             watched.failure = value;
+            watched.failed_tcp = frames.size() > 1 && wire::text(frames[1]).starts_with("tcp:");
         }
         else if (event == ZMQ_EVENT_DISCONNECTED)
         {
             const auto found = watched.connections.find(value);
             const int failure = std::exchange(watched.failure, 0);
-            const Origin origin = found == watched.connections.end() ? Origin{} : found->second.origin;
+            Origin origin = found == watched.connections.end() ? Origin{} : found->second.origin;
+            origin.tcp = watched.failed_tcp;
             if (found != watched.connections.end()) { watched.connections.erase(found); }
-            if (failure != 0) { on_failed_(origin, why(failure, !origin.address.empty())); }
+            if (failure != 0) { on_failed_(origin, why(failure, origin.tcp)); }
         }
     }
 }

@@ -21,9 +21,10 @@ class Connections
   public:
     struct Origin
     {
+        bool tcp = false;
         std::uint32_t uid = 0; ///< ipc
         std::uint32_t pid = 0;
-        std::string address;   ///< tcp
+        std::string address;   ///< tcp; empty when the peer was gone before anybody could look
     };
     /// A handshake that failed for a reason of the protocol, not because the peer went away.
     using OnFailed = std::function<void(const Origin&, std::string reason)>;
@@ -65,6 +66,7 @@ class Connections
         zmq::socket_t monitor;
         std::unique_ptr<ZmqWatch> watch;
         std::unordered_map<int, Connection> connections;
+        bool failed_tcp = false;
         int failure = 0; ///< of the connection that is going to be reported as disconnected next
     };
     void on_monitor(Watched& watched);

@@ -92,7 +92,8 @@ Error Client::State::absent(std::string what) const
     if (!what.empty()) { what += ": "; }
     if (config.remote)
     {
-        return Error{Errc::unavailable, what + where() + " does not answer", "is that its address, does it listen on tcp, does a firewall let this port and the next one through?", {}};
+        const bool mute = shaking_hands || silent_closes > 0;
+        return Error{Errc::unavailable, what + where() + (mute ? " accepts the connection, and then does not speak as a bus" : " does not answer"), "is that its address, does it listen on tcp, does a firewall let this port and the next one through?", {}};
     }
     return Error{Errc::unavailable, what + where() + " is not there", "start it: `dstackup dev up`, or `systemctl start dstack.target`", {}};
 }

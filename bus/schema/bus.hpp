@@ -44,7 +44,7 @@ struct BusPeerRefused
         f("reason", reason, "the rule that refused it");
         f("suppressed", suppressed, "refusals of the same kind since the last such event that got none of their own");
         f.optional("kind", kind, "connect, handshake, token, access, quota or garbage");
-        f.optional("address", address, "ip address of a peer over tcp; empty: a peer on this host");
+        f.optional("address", address, "ip address of a peer over tcp, `unknown` when it was gone too soon; empty: a peer on this host");
         f.optional("token", token, "name of the token of a peer over tcp, when it is known");
         f.optional("key", key, "fingerprint of the key of a peer over tcp: 16 hex digits of its SHA-256");
     }
