@@ -1,5 +1,6 @@
 #include "bus/broker/broker.hpp"
 #include "bus/schema/bus.hpp"
+#include "shared/http/server.hpp"
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
 #include <sys/syscall.h>
@@ -17,7 +18,7 @@ constexpr std::uint64_t trim_interval_ms = 5'000;
 } // namespace
 
 Broker::Broker(Loop& loop, BrokerConfig config, std::unique_ptr<Journal> journal)
-    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), committed_(loop),
+    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), stats_(unix_ms()), committed_(loop),
       connections_(loop, context_, [this](const Connections::Origin& origin, std::string reason) { on_failed_handshake(origin, std::move(reason)); }),
       token_lock_(loop), scope_(loop)
 {
@@ -94,9 +95,11 @@ void Broker::on_commands()
         message.identity = std::move(*identity);
         if (!message.identity.token.empty() || quotas_.ignored(message.route)) { message.fd = Connections::descriptor(frames[1]); }
         const bool understood = frames.size() > 2 && wire::text(frames[1]) == wire::version;
+        const std::size_t bytes = wire::size_of(frames);
         frames.erase(frames.begin(), frames.begin() + 2);
         message.frames = std::move(frames);
         if (!admit(message)) { continue; }
+        stats_.received(message.route, message.identity, bytes, unix_ms());
         if (understood) { dispatch(std::move(message)); }
         else { malformed(message, "this broker speaks version 1 of the protocol: update the client"); }
     }
@@ -106,7 +109,8 @@ void Broker::dispatch(Message message)
 {
     if (Registration* service = registered(message)) { service->last_seen_ms = unix_ms(); }
     const std::string_view verb = message.at(0);
-    if (verb == wire::publish) { on_publish(message); }
+    if (message.at(1).size() > wire::max_word_bytes) { malformed(message, "a correlation, id or name of more than 128 bytes"); }
+    else if (verb == wire::publish) { on_publish(message); }
     else if (verb == wire::call) { on_call(message); }
     else if (verb == wire::reply) { on_reply(message); }
     else if (verb == wire::read) { on_read(message); }
@@ -122,8 +126,10 @@ void Broker::send(const std::string& route, std::initializer_list<std::string_vi
     frames.reserve(parts.size() + 1);
     frames.push_back(wire::frame(route));
     for (const std::string_view part : parts) { frames.push_back(wire::frame(part)); }
-    account(route, frames);
-    wire::send(commands_, frames); // a peer that is gone or does not read loses its answer; it will ask again
+    if (!account(route, frames)) { return; } // it does not read, and has more waiting than it may
+    const std::size_t bytes = wire::size_of(frames);
+    const bool taken = wire::send(commands_, frames); // a peer that is gone or does not read loses its answer; it will ask again
+    stats_.sent(route, bytes, taken);
 }
 
 // --- registration -----------------------------------------------------------------------------------------------
@@ -163,6 +169,7 @@ void Broker::on_hello(const Message& message)
         registration.last_seen_ms = unix_ms();
         if (!up)
         {
+            if (registration.pid != 0 && registration.pid != message.identity.pid) { ++registration.restarts; }
             registration.pid = message.identity.pid;
             registration.version = message.at(2);
             registration.since_ms = registration.last_seen_ms;
@@ -275,6 +282,7 @@ void Broker::on_tick()
     }
     check_silence();
     on_peers_tick(now);
+    stats_.sweep(now);
     send_head();
     if (now - trimmed_ms_ >= trim_interval_ms && !trimming_)
     {
@@ -292,6 +300,39 @@ Task<> Broker::drain(milliseconds limit)
     while (committing_ && loop_.now() < until) { co_await sleep_for(loop_, milliseconds{1}); }
 }
 
+namespace
+{
+constexpr unsigned metrics_mode = 0660;
+
+http::Limits metrics_limits()
+{
+    http::Limits limits;
+    limits.max_header_bytes = 8 * 1024;
+    limits.max_body_bytes = 1024;
+    limits.max_connections = 16;
+    limits.handler_timeout = limits.write_timeout = limits.header_timeout = limits.body_timeout = milliseconds{5'000};
+    return limits;
+}
+
+Task<http::Response> answer_metrics(const Broker* broker, http::Request request)
+{
+    if (request.path() != "/metrics") { co_return http::text_response(404, "there is only /metrics\n"); }
+    if (request.method != "GET" && request.method != "HEAD") { co_return http::text_response(405, "only GET\n"); }
+    http::Response response;
+    response.headers.add("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.body = open_metrics(broker->statistics());
+    co_return response;
+}
+
+/// Metrics are a comfort: the bus serves without them.
+void listen_metrics(http::Server& server, const std::string& path)
+{
+    if (path.empty()) { return; }
+    auto listening = server.listen_unix(path, metrics_mode);
+    if (!listening) { log::warn("no metrics", {{"socket", path}, {"error", listening.error().message}}); }
+}
+} // namespace
+
 Task<Result<Done>> serve(Daemon& daemon, BrokerConfig config)
 {
     const auto slash = config.journal.rfind('/');
@@ -304,12 +345,16 @@ Task<Result<Done>> serve(Daemon& daemon, BrokerConfig config)
     auto journal = Journal::open(daemon.loop(), config.journal, config.retention);
     if (!journal) { co_return std::move(journal).error(); }
     const std::string directory = config.directory;
+    const std::string metrics_socket = config.metrics;
     Broker broker{daemon.loop(), std::move(config), std::move(*journal)};
     auto listening = broker.listen();
     if (!listening) { co_return std::move(listening).error(); }
+    http::Server metrics{daemon.loop(), metrics_limits(), [&broker](http::Request request) { return answer_metrics(&broker, std::move(request)); }};
+    listen_metrics(metrics, metrics_socket);
     log::info("serving", {{"directory", directory}});
     daemon.ready();
     co_await daemon.stop_requested();
+    metrics.stop_accepting();
     co_await broker.drain(milliseconds{3000});
     log::info("stopped");
     co_return Done{};

@@ -5,6 +5,7 @@
 #include "bus/broker/journal.hpp"
 #include "bus/broker/quota.hpp"
 #include "bus/broker/tokens.hpp"
+#include "bus/broker/stats.hpp"
 #include "bus/protocol/frames.hpp"
 #include "bus/protocol/zmq_watch.hpp"
 #include "bus/schema/bus.hpp"
@@ -25,6 +26,7 @@ struct Registration
     std::string version;
     std::uint64_t since_ms = 0;
     std::uint64_t last_seen_ms = 0;
+    std::uint64_t restarts = 0; ///< registrations by another process
     UvHandle<uv_poll_t> death; ///< readable when the process has exited
     int pidfd = -1;
 };
@@ -32,7 +34,6 @@ struct Registration
 /// What peers did that they should not; for whoever shows it.
 struct PeerCounters
 {
-    std::uint64_t refused = 0;   ///< refusals, said or suppressed
     std::uint64_t malformed = 0; ///< messages that are none
     std::uint64_t ignored = 0;   ///< messages of connections that are ignored
     std::uint64_t quota = 0;     ///< calls beyond a quota of calls
@@ -50,6 +51,8 @@ class Broker
 
     /// Binds the sockets. Call before everything else.
     Result<Done> listen();
+    /// What bus.stats answers.
+    schema::BusStats::Reply statistics() const;
     /// Waits until all that was accepted is durable and answered.
     Task<> drain(milliseconds limit);
 
@@ -76,8 +79,9 @@ class Broker
     bool admit(Message& message);
     void malformed(const Message& message, std::string_view what);
     void note_subscription(zmq::message_t& frame);
-    /// Counts the bytes of an answer until ZeroMQ has let them go. Call right before the frames are sent.
-    void account(const std::string& route, wire::Frames& frames);
+    /// Counts the bytes of an answer until ZeroMQ has let them go. Call right before the frames are sent; false: do not send
+    /// them, the peer has far more waiting than its quota, and takes nothing.
+    bool account(const std::string& route, wire::Frames& frames);
     void refuse(const Message& message, std::string tried, const Error& error);
     void say_refused(std::string_view kind, schema::BusPeerRefused peer);
     schema::BusPeerRefused peer_of(const Identity& identity) const;
@@ -144,6 +148,7 @@ class Broker
     void fail(const std::string& route, std::string_view correlation, const Error& error);
     void fail_call(std::uint64_t delivery, const Error& error);
     void answer_call(const Call& call, std::string_view code, std::string_view body);
+    void note_finished(const Call& call, std::string_view code, std::string_view body);
     std::string serve_own(const Call& call);
     void on_tick();
 
@@ -161,6 +166,7 @@ class Broker
 
     std::unordered_map<std::string, Registration> services_;
     Calls calls_;
+    Stats stats_;
     std::vector<JournalEntry> unanswered_; ///< published, not yet on their way to the disk
     bool committing_ = false;
     bool trimming_ = false;

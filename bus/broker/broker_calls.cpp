@@ -24,7 +24,9 @@ void Broker::fail(const std::string& route, std::string_view correlation, const 
 void Broker::fail_call(std::uint64_t delivery, const Error& error)
 {
     auto call = calls_.take(delivery);
-    if (call) { fail(call->caller_route, call->correlation, error); }
+    if (!call) { return; }
+    note_finished(*call, to_string(error.code), error.message);
+    fail(call->caller_route, call->correlation, error);
 }
 
 void Broker::answer_call(const Call& call, std::string_view code, std::string_view body)
@@ -76,6 +78,7 @@ void Broker::on_call(const Message& message)
     Call call;
     call.caller_route = message.route;
     call.correlation = correlation;
+    call.received_us = steady_us();
     call.command = type->name;
     call.service = type->target;
     call.deadline_ms = *deadline;
@@ -178,6 +181,7 @@ void Broker::deliver(Call& call)
         return;
     }
     call.delivered = true;
+    call.delivered_us = steady_us();
     send(service.route, {wire::version, wire::request, std::to_string(call.delivery), call.command, std::to_string(call.deadline_ms),
                          call.key, call.traceparent, call.caller, call.body});
 }
@@ -204,6 +208,7 @@ void Broker::finish(std::uint64_t delivery, std::string_view code, std::string_v
     if (call->key.empty() || transient)
     {
         answer_call(*call, code, body);
+        note_finished(*call, code, body);
         calls_.take(delivery);
         return;
     }
@@ -219,10 +224,51 @@ Task<> Broker::finish_keyed(Call call, std::string code, std::string body)
     auto done = calls_.take(call.delivery); // may have another asker by now
     if (!done) { co_return; }
     answer_call(*done, code, body);
+    note_finished(*done, code, body);
 }
 
-std::string Broker::serve_own(const Call&)
+void Broker::note_finished(const Call& call, std::string_view code, std::string_view body)
 {
+    (void)body;
+    stats_.finished(call, code, steady_us());
+}
+
+schema::BusStats::Reply Broker::statistics() const
+{
+    schema::BusStats::Reply reply;
+    reply.version = DSTACK_VERSION;
+    reply.time_ms = unix_ms();
+    reply.epoch = journal_->epoch();
+    reply.first_sequence = journal_->first();
+    reply.last_sequence = journal_->last();
+    reply.events_waiting = unanswered_.size();
+    reply.calls_in_flight = calls_.size();
+    reply.reads_running = quotas_.reads();
+    stats_.fill(reply);
+    fill_process(reply);
+    const std::vector<std::string> routes = stats_.fill_peers(reply);
+    for (std::size_t i = 0; i < routes.size(); ++i)
+    {
+        reply.peers[i].publishing = quotas_.events_of(routes[i]);
+        reply.peers[i].calls = calls_.in_flight(routes[i]);
+    }
+    for (const auto& [name, registration] : services_)
+    {
+        schema::ServiceStats entry = stats_.of_service(name);
+        entry.state = registration.route.empty() ? "down" : "up";
+        entry.pid = registration.pid;
+        entry.restarts = registration.restarts;
+        entry.waiting = calls_.waiting_for(name).size();
+        entry.working = calls_.all_of(name).size() - entry.waiting;
+        reply.services.push_back(std::move(entry));
+    }
+    std::sort(reply.services.begin(), reply.services.end(), [](const auto& a, const auto& b) { return a.service < b.service; });
+    return reply;
+}
+
+std::string Broker::serve_own(const Call& call)
+{
+    if (call.command == schema::BusStats::type.name) { return schema::to_json(statistics()); }
     schema::BusServices::Reply reply;
     reply.version = DSTACK_VERSION;
     reply.epoch = journal_->epoch();
@@ -236,6 +282,8 @@ std::string Broker::serve_own(const Call&)
         entry.version = registration.version;
         entry.since = rfc3339(registration.since_ms);
         entry.pending = calls_.all_of(name).size();
+        entry.last_seen = registration.last_seen_ms == 0 ? std::string{} : rfc3339(registration.last_seen_ms);
+        entry.restarts = registration.restarts;
         reply.services.push_back(std::move(entry));
     }
     std::sort(reply.services.begin(), reply.services.end(),

@@ -104,7 +104,9 @@ Task<> Broker::commit_events()
     while (!unanswered_.empty())
     {
         const auto batch = std::make_shared<std::vector<JournalEntry>>(std::exchange(unanswered_, {}));
+        const std::uint64_t begun_us = steady_us();
         auto appended = co_await journal_->append(batch);
+        if (appended) { stats_.committed(batch->size(), steady_us() - begun_us); }
         settle(*batch, appended);
         if (journal_->over_full() && !trimming_) { scope_.spawn(trim_journal()); }
     }
@@ -136,16 +138,14 @@ void Broker::settle(const std::vector<JournalEntry>& batch, const Result<Done>& 
         answer.push_back(wire::frame(epoch + std::to_string(entry.sequence)));
         if (answer.size() >= 3 + 2 * cursors_per_answer)
         {
-            account(entry.publisher, answer);
-            wire::send(commands_, answer);
+            if (account(entry.publisher, answer)) { wire::send(commands_, answer); }
             answer.clear();
         }
     }
     for (auto& [publisher, answer] : answers)
     {
         if (answer.empty()) { continue; }
-        account(std::string{publisher}, answer);
-        wire::send(commands_, answer);
+        if (account(std::string{publisher}, answer)) { wire::send(commands_, answer); }
     }
 }
 
@@ -270,8 +270,11 @@ Task<> Broker::read_events(std::string route, std::string correlation, JournalQu
         frames.push_back(wire::frame(part));
     }
     frames.push_back(wire::frame_of(std::move(page->lines)));
-    account(route, frames);
-    wire::send(commands_, frames);
+    if (!account(route, frames)) { co_return; }
+    const std::size_t bytes = wire::size_of(frames);
+    const bool taken = wire::send(commands_, frames);
+    stats_.sent(route, bytes, taken);
+    stats_.read(route, page->last > page->next ? page->last - page->next : 0);
 }
 
 } // namespace dstack::bus

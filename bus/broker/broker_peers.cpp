@@ -214,11 +214,12 @@ void Broker::note_subscription(zmq::message_t& frame)
     connections_.cut(fd, *identity);
 }
 
-void Broker::account(const std::string& route, wire::Frames& frames)
+bool Broker::account(const std::string& route, wire::Frames& frames)
 {
-    std::size_t bytes = 0;
-    for (const zmq::message_t& frame : frames) { bytes += frame.size(); }
-    if (bytes < small_answer || frames.empty()) { return; }
+    const std::size_t bytes = wire::size_of(frames);
+    if (bytes < small_answer || frames.empty()) { return true; }
+    const std::shared_ptr<Waiting> waiting = quotas_.waiting(route);
+    if (waiting->bytes.load(std::memory_order_relaxed) > 2 * quotas_.limits().waiting_bytes) { return false; }
     // The last frame of a message is the last that ZeroMQ lets go: it carries the account of them all.
     struct Held
     {
@@ -226,7 +227,7 @@ void Broker::account(const std::string& route, wire::Frames& frames)
         std::size_t bytes;
         zmq::message_t frame;
     };
-    auto held = std::make_unique<Held>(Held{quotas_.waiting(route), bytes, std::move(frames.back())});
+    auto held = std::make_unique<Held>(Held{waiting, bytes, std::move(frames.back())});
     held->account->add(bytes);
     void* data = held->frame.data();
     const std::size_t size = held->frame.size();
@@ -238,6 +239,7 @@ void Broker::account(const std::string& route, wire::Frames& frames)
             mine->account->remove(mine->bytes);
         },
         held.release());
+    return true;
 }
 
 // --- refusals ---------------------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ schema::BusPeerRefused Broker::peer_of(const Identity& identity) const
 
 void Broker::say_refused(std::string_view kind, schema::BusPeerRefused peer)
 {
-    ++counters_.refused;
+    stats_.refused();
     peer.kind = kind;
     std::uint64_t suppressed = 0;
     if (!refusals_.admit(kind, unix_ms(), suppressed))

@@ -27,6 +27,8 @@ struct Call
     std::string caller;
     std::string body;
     bool delivered = false;
+    std::uint64_t received_us = 0;  ///< steady clock
+    std::uint64_t delivered_us = 0; ///< the last time; 0: never
 };
 
 /// The calls that have no result yet, bounded per caller and in all.
@@ -51,6 +53,11 @@ class Calls
     /// 0 when there is none.
     std::uint64_t next_deadline() const;
     std::size_t size() const { return calls_.size(); }
+    std::size_t in_flight(const std::string& route) const
+    {
+        const auto found = per_route_.find(route);
+        return found == per_route_.end() ? 0 : found->second.calls;
+    }
 
   private:
     std::map<std::uint64_t, Call> calls_;

@@ -20,6 +20,7 @@ Result<BrokerConfig> parse_config(std::string_view toml)
     document->section("bus")
         .read("directory", out.directory)
         .read("journal", out.journal)
+        .read("metrics", out.metrics)
         .read("max_events", out.retention.max_events, 1000, 1'000'000'000)
         .read("max_age_days", max_age_days, 0, 36'500)
         .read("max_megabytes", max_megabytes, 0, 100'000'000);
@@ -45,6 +46,7 @@ Result<BrokerConfig> parse_config(std::string_view toml)
     document->section("identity.services").read_map(out.identity.services);
     auto complete = document->finish();
     if (!complete) { return std::move(complete).error(); }
+    if (!out.metrics.empty() && out.metrics.front() != '/') { out.metrics = out.directory + "/" + out.metrics; }
     for (const auto& [service, rule] : out.identity.services)
     {
         if (!rule.starts_with("user:") && !rule.starts_with("exe:"))

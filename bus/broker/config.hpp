@@ -18,6 +18,7 @@ struct BrokerConfig
     Retention retention{};                             ///< [bus] max_events, max_age_days, max_megabytes: older events are removed, as a gap
     std::optional<Endpoint> tcp{};      ///< [tcp] listen: "HOST:PORT", commands there and events on the next port; absent: off
     std::optional<Endpoint> advertise{}; ///< [tcp] advertise: "HOST:PORT" as remote operators reach it; default: this host's name
+    std::string metrics = "metrics.sock";              ///< [bus] metrics: unix socket of GET /metrics, relative to the directory; "": none
     IdentityRules identity{};                          ///< [identity] groups, [identity.services] service = "user:..." | "exe:..."
 };
 

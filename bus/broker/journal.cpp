@@ -185,7 +185,7 @@ int severity_rank(std::string_view severity)
 Result<std::unique_ptr<Journal>> Journal::open(Loop& loop, const std::string& path, Retention retention)
 {
     // No quick_check: it reads the whole file. Each event carries a checksum, which is looked at when it is read.
-    state::DatabaseOptions options{.quick_check = false, .background_checkpoint = true};
+    state::DatabaseOptions options{.quick_check = false, .page_size = 8'192, .background_checkpoint = true};
     auto writer = state::Database::open(loop, path, journal_migrations, options);
     if (!writer) { return std::move(writer).error().within("event journal"); }
     auto high_water = HighWater::open(path + ".acknowledged");

@@ -58,6 +58,12 @@ class Quotas
     /// Forgets connections that hold nothing, and malformed messages after a while. Call now and then.
     void sweep(std::uint64_t now_ms);
     std::size_t connections() const { return peers_.size(); }
+    std::size_t reads() const { return reads_; }
+    std::size_t events_of(const std::string& route) const
+    {
+        const auto found = peers_.find(route);
+        return found == peers_.end() ? 0 : found->second.events;
+    }
     std::size_t waiting_bytes() const { return all_waiting_->bytes.load(std::memory_order_relaxed); }
     const QuotaLimits& limits() const { return limits_; }
 

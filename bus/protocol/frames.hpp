@@ -41,6 +41,7 @@ inline constexpr std::string_view ok = "ok";
 inline constexpr std::size_t max_message_bytes = 4 * 1024 * 1024; ///< one frame
 inline constexpr std::size_t max_event_bytes = 256 * 1024;        ///< the data of one event
 inline constexpr std::size_t max_body_bytes = 1024 * 1024;        ///< the body of one command or result
+inline constexpr std::size_t max_word_bytes = 128;                ///< a correlation, id or name
 inline constexpr std::size_t max_frames = 1200;                   ///< of one message
 inline constexpr std::size_t max_read_events = 1000;              ///< in one answer to `read`
 inline constexpr std::size_t max_read_bytes = 2 * 1024 * 1024;    ///< in one answer to `read`
@@ -50,6 +51,12 @@ using Frames = std::vector<zmq::message_t>;
 inline std::string_view text(const zmq::message_t& frame) { return {static_cast<const char*>(frame.data()), frame.size()}; }
 inline zmq::message_t frame(std::string_view bytes) { return zmq::message_t{bytes.data(), bytes.size()}; }
 
+inline std::size_t size_of(const Frames& frames)
+{
+    std::size_t bytes = 0;
+    for (const zmq::message_t& part : frames) { bytes += part.size(); }
+    return bytes;
+}
 /// Without a copy: the frame owns the text.
 zmq::message_t frame_of(std::string text);
 

@@ -155,6 +155,8 @@ struct ServiceEntry
     std::string version;
     std::string since;
     std::uint64_t pending = 0;
+    std::string last_seen{};
+    std::uint64_t restarts = 0;
     void describe(Fields& f)
     {
         f("service", service, "name on the bus");
@@ -163,6 +165,8 @@ struct ServiceEntry
         f("version", version, "its version");
         f("since", since, "when it entered this state, RFC 3339");
         f("pending", pending, "commands that wait for it or that it works on");
+        f.optional("last_seen", last_seen, "when its last message came, RFC 3339; empty: not in this run of the broker");
+        f.optional("restarts", restarts, "registrations by another process than before, in this run of the broker");
     }
 };
 

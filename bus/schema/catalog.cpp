@@ -72,6 +72,7 @@ const std::vector<CommandEntry>& commands()
         entry<BusCreateToken>(),
         entry<BusListTokens>(),
         entry<BusRevokeToken>(),
+        entry<BusStats>(),
         entry<LeaseReserve>(),
         entry<LeaseBind>(),
         entry<LeaseRelease>(),

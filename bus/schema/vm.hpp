@@ -156,7 +156,7 @@ struct VmExited
     {
         f("vm_id", vm_id, "UUID");
         f("name", name, "as given");
-        f("reason", reason, "kernel panic, killed by signal 9, powered off, ...");
+        f("reason", reason, "kernel panic: what it said, powered off, boot error: ..., the guest reset itself, ...");
         f("last_lines", last_lines, "end of the serial log, at most 20 lines");
         f("will_restart", will_restart, "whether the VMM will start it again");
     }

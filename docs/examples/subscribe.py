@@ -40,7 +40,7 @@ class Bus:
             while self.commands.poll(1000):
                 answer = self.commands.recv_multipart()
                 if answer[1:3] == [b"events", correlation]:
-                    return [int(number) for number in answer[3:8]] + [answer[8].decode()], [json.loads(event) for event in answer[9:]]
+                    return [int(number) for number in answer[3:8]] + [answer[8].decode()], [json.loads(line) for line in b"".join(answer[9:]).splitlines()]
                 if answer[1] == b"refused" or answer[1:3] == [b"reading_failed", correlation] and answer[3] not in PASSING:
                     sys.exit(f"{answer[-2].decode()}: {json.loads(answer[-1])['message']}")
             if self.refusals.poll(0):

@@ -25,6 +25,14 @@ bool is_name(std::string_view text)
            std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; });
 }
 
+/// The names that a VMM takes for a VM (dstack-protocol B.3) may have spaces inside.
+bool is_owner(std::string_view text)
+{
+    std::string word{text};
+    std::replace(word.begin(), word.end(), ' ', '_');
+    return is_name(word) && text.front() != ' ' && text.back() != ' ';
+}
+
 schema::Lease lease_of(const state::Statement& row)
 {
     schema::Lease out;
@@ -185,7 +193,10 @@ std::string lease_tables()
 Result<Batch> make_batch(const schema::LeaseReserve& request, std::uint64_t now_ms)
 {
     constexpr const char* name_rule = ": must be 1 to 128 printable ASCII characters without spaces";
-    if (!is_name(request.owner)) { return Error{Errc::invalid_argument, std::string{"owner"} + name_rule, {}, {}}; }
+    if (!is_owner(request.owner))
+    {
+        return Error{Errc::invalid_argument, "owner: must be 1 to 128 printable ASCII characters, no space at an end", {}, {}};
+    }
     if (!is_name(request.key)) { return Error{Errc::invalid_argument, std::string{"key"} + name_rule, {}, {}}; }
     if (request.wishes.empty() || request.wishes.size() > max_wishes)
     {

@@ -18,6 +18,8 @@ namespace
 constexpr std::uint64_t probe_age_ms = 30'000; ///< an older answer of a port is asked for again
 constexpr std::uint64_t start_limit_ms = 300'000; ///< for a started guest to answer, emulated and on a busy host
 constexpr milliseconds connect_limit{30'000};
+constexpr milliseconds say_again{1'000};
+constexpr int max_unsaid = 100;
 
 Result<Done> check_compose(std::string_view text)
 {
@@ -105,6 +107,7 @@ class Deployer
     Task<Result<schema::AppInfo::Reply>> info(std::string app);
     Task<Result<schema::DeployStatus::Reply>> status(std::string operation);
     Task<> refuse(schema::DeployCreate request, Error error, std::string traceparent);
+    Task<> say_later(schema::DeployFailed fact, std::string traceparent);
 
     void remember(const Work& work, bool saved);
     void spawn(std::string operation, bool resumed);
@@ -137,6 +140,7 @@ class Deployer
     std::map<std::string, Operation> operations_; ///< those that have not ended, by id
     std::vector<std::string> order_;              ///< of operations_, as they began
     std::map<std::string, std::unique_ptr<AsyncMutex>> locks_; ///< by app; operations on one app are serialised
+    int unsaid_ = 0; ///< refusals that wait for room on the disk
     Scope tasks_; ///< last: destroyed first
 };
 
@@ -276,8 +280,24 @@ void Deployer::preempt_others(const std::string& name, const std::string& except
 Task<> Deployer::refuse(schema::DeployCreate request, Error error, std::string traceparent)
 {
     schema::DeployFailed fact{"", "create", presentable(request.name), "validate", std::string{to_string(error.code)}, error.message, error.hint, false};
-    auto said = co_await journal_.say(std::move(fact), std::move(traceparent));
-    if (!said) { log::error("event not recorded", {{"event", "deploy.failed"}, {"error", said.error().message}}); }
+    auto said = co_await journal_.say(fact, traceparent);
+    if (said) { co_return; }
+    log::error("event not recorded", {{"event", "deploy.failed"}, {"error", said.error().message}});
+    if (unsaid_ == max_unsaid) { co_return; }
+    ++unsaid_;
+    tasks_.spawn(say_later(std::move(fact), std::move(traceparent)));
+}
+
+/// A refusal on a full disk is an event as well, as soon as there is room for it.
+Task<> Deployer::say_later(schema::DeployFailed fact, std::string traceparent)
+{
+    for (;;)
+    {
+        co_await sleep_for(loop_, say_again);
+        auto said = co_await journal_.say(fact, traceparent);
+        if (said) { break; }
+    }
+    --unsaid_;
 }
 
 Task<Result<Deployer::CreateReply>> Deployer::create(schema::DeployCreate request, bus::CallContext context)
@@ -486,7 +506,8 @@ void Deployer::heard(const bus::EventRecord& event)
     {
         auto exit = schema::from_json<schema::VmExited>(event.type, event.data);
         std::string reason = exit ? exit->reason : std::string{"for an unknown reason"};
-        if (exit && !exit->last_lines.empty()) { reason += "; its last line: " + exit->last_lines.back().substr(0, 200); }
+        const bool says_it = reason.starts_with("kernel panic: "); // the last line is of the trace then
+        if (exit && !says_it && !exit->last_lines.empty()) { reason += "; its last line: " + exit->last_lines.back().substr(0, 200); }
         host_.note_exit(event.subject, std::move(reason));
     }
     if (event.type == schema::VmStarted::type.name) { host_.forget_exit(event.subject); }

@@ -229,6 +229,20 @@ Task<Result<std::string>> boot_failed(Ports& ports, Work& work, Error error)
     co_return std::move(denial.error);
 }
 
+/// A guest's end is told twice, by the VMM's answer and by its event, which has the reason and may come second.
+Task<Result<std::string>> guest_failed(Ports& ports, Work& work, Result<std::optional<VmSight>> vm)
+{
+    const bool exited = *vm && (*vm)->status == "exited" && (*vm)->boot_error.empty();
+    for (int tries = 0; exited && tries < 4 && ports.exit_reason(work.app.vm_id).empty(); ++tries)
+    {
+        const milliseconds pause{250};
+        co_await ports.wait_change(work.app.vm_id, pause);
+    }
+    BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
+    verdict.error.hint = "its console: `dstack logs " + work.app.name + "`";
+    co_return co_await boot_failed(ports, work, std::move(verdict.error));
+}
+
 Error too_late(const Work& work, std::string_view what, const std::string& last)
 {
     Error error{Errc::deadline_exceeded,
@@ -263,11 +277,11 @@ Task<Result<std::string>> wait_boot(Ports& ports, Work& work)
         auto vm = co_await ports.look(work.app.vm_id);
         if (vm) // a VMM that is away for a moment is not the guest's failure
         {
-            BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
+            const BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
             if (verdict.kind == BootVerdict::Kind::booted) { co_return "guest: " + (*vm)->boot_progress; }
             if (verdict.kind == BootVerdict::Kind::failed)
             {
-                co_return co_await boot_failed(ports, work, std::move(verdict.error));
+                co_return co_await guest_failed(ports, work, vm);
             }
             last = (*vm)->boot_progress;
         }
@@ -300,10 +314,10 @@ Task<Result<std::string>> wait_answer(Ports& ports, Work& work)
         auto vm = co_await ports.look(work.app.vm_id);
         if (vm)
         {
-            BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
+            const BootVerdict verdict = judge_boot(*vm, ports.exit_reason(work.app.vm_id));
             if (verdict.kind == BootVerdict::Kind::failed)
             {
-                co_return co_await boot_failed(ports, work, std::move(verdict.error));
+                co_return co_await guest_failed(ports, work, vm);
             }
         }
         const milliseconds pause = remaining(ports, work, milliseconds{100});
@@ -426,25 +440,25 @@ Task<Result<std::string>> one_undo(Ports& ports, Work& work, std::string_view st
     co_return co_await give_leases_back(ports, work);
 }
 
-Task<Result<std::string>> undo_with_retries(Ports& ports, Work& work, std::string_view step)
+Task<Result<std::string>> undo_with_retries(Ports& ports, Work& work, std::string_view step, int at_most)
 {
     for (int tries = 1;; ++tries)
     {
         auto detail = co_await one_undo(ports, work, step);
-        if (detail || tries == undo_tries) { co_return detail; }
+        if (detail || tries >= at_most) { co_return detail; }
         const milliseconds pause{500L * tries};
         co_await ports.wait_change(work.app.vm_id, pause);
     }
 }
 
 /// Nothing stays leased that a VM may still use: the VM goes first, and the rest waits for that.
-Task<Result<Done>> undo_all(Ports& ports, Work& work)
+Task<Result<Done>> undo_all(Ports& ports, Work& work, int tries)
 {
     constexpr std::array<std::string_view, 3> order{"create_vm", "allow", "lease"};
     for (const std::string_view step : order)
     {
         const std::uint64_t since = ports.now_ms();
-        auto detail = co_await undo_with_retries(ports, work, step);
+        auto detail = co_await undo_with_retries(ports, work, step, tries);
         if (!detail) { co_return std::move(detail).error().within("undo " + std::string{step}); }
         if (detail->empty()) { continue; } // there was nothing to undo
         std::vector<Fact> facts;
@@ -481,13 +495,44 @@ Task<> end_well(Ports& ports, Work& work)
     co_await save_end(ports, work, std::move(fact));
 }
 
-Task<> end_badly(Ports& ports, Work& work)
+schema::DeployFailed failed_fact(Ports& ports, Operation& op)
 {
-    Operation& op = work.operation;
     op.state = to_string(OperationState::failed);
     op.ended_ms = ports.now_ms();
-    schema::DeployFailed fact{op.id, op.kind, op.name, op.failed_step, op.code, op.reason, op.hint, op.denied};
+    return {op.id, op.kind, op.name, op.failed_step, op.code, op.reason, op.hint, op.denied};
+}
+
+Task<> end_badly(Ports& ports, Work& work)
+{
+    auto fact = failed_fact(ports, work.operation);
     co_await save_end(ports, work, std::move(fact));
+}
+
+/// Gives everything back and ends. As long as the end cannot be recorded (disk full), what could not be given back is
+/// tried again: when there is room, nothing is left, and nobody has to come and remove it.
+Task<> undo_and_end(Ports& ports, Work& work)
+{
+    const Operation why = work.operation;
+    int tries = undo_tries;
+    for (long pause = 100;; pause = std::min(pause * 2, 5000L))
+    {
+        auto undone = co_await undo_all(ports, work, tries);
+        tries = 1;
+        work.gone = static_cast<bool>(undone);
+        if (!undone)
+        {
+            work.operation.reason = why.reason + "; and " + undone.error().message;
+            work.operation.hint = "what could not be undone is kept: run `dstack rm " + work.app.name + "` when it can be";
+        }
+        std::vector<Fact> facts;
+        facts.emplace_back(failed_fact(ports, work.operation));
+        auto saved = co_await ports.save(work, facts);
+        if (saved) { co_return; }
+        const std::string nothing;
+        const milliseconds wait{pause};
+        co_await ports.wait_change(nothing, wait);
+        work.operation = why;
+    }
 }
 
 Task<> run_create(Ports& ports, Work& work)
@@ -507,19 +552,12 @@ Task<> run_create(Ports& ports, Work& work)
         auto saved = co_await ports.save(work, no_facts);
         (void)saved; // a full disk must not keep the leases
     }
-    auto undone = co_await undo_all(ports, work);
-    work.gone = static_cast<bool>(undone);
-    if (!undone)
-    {
-        work.operation.reason += "; and " + undone.error().message;
-        work.operation.hint = "what could not be undone is kept: run `dstack rm " + work.app.name + "` when it can be";
-    }
-    co_await end_badly(ports, work);
+    co_await undo_and_end(ports, work);
 }
 
 Task<> run_remove(Ports& ports, Work& work)
 {
-    auto undone = co_await undo_all(ports, work);
+    auto undone = co_await undo_all(ports, work, undo_tries);
     if (!undone)
     {
         note_failure(work.operation, "remove", undone.error());

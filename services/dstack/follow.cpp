@@ -5,6 +5,7 @@
 #include "bus/schema/vm.hpp"
 #include "services/dstack/document.hpp"
 #include "services/dstack/exit_code.hpp"
+#include "services/dstack/interrupt.hpp"
 #include "services/dstack/text.hpp"
 #include <array>
 #include <cstdio>
@@ -128,6 +129,12 @@ Task<Result<Outcome>> OperationWatch::wait(std::string operation, std::string ap
     operation_ = std::move(operation);
     app_ = std::move(app);
     app_id_ = std::move(app_id);
+    if (!session_.options().quiet)
+    {
+        std::string words = "interrupted: the operation goes on without this client; `dstack info " + printable(app_) + "` shows it";
+        if (session_.options().verb == "deploy") { words += ", `dstack rm " + printable(app_) + "` ends it"; }
+        say_when_interrupted(words);
+    }
     const auto until = std::chrono::steady_clock::now() + limit;
     Outcome out;
     for (;;)

@@ -1,5 +1,6 @@
 #include "services/dstack/document.hpp"
 #include "services/dstack/exit_code.hpp"
+#include "services/dstack/interrupt.hpp"
 #include "services/dstack/verbs.hpp"
 #include <csignal>
 #include <cstdio>
@@ -10,8 +11,6 @@ namespace
 using namespace dstack;
 using namespace dstack::cli;
 
-void leave_on_signal(int signal) { ::_exit(128 + signal); }
-
 Task<int> dispatch(Session& session)
 {
     const std::string& verb = session.options().verb;
@@ -20,6 +19,8 @@ Task<int> dispatch(Session& session)
     if (verb == "info") { co_return co_await app_info(session); }
     if (verb == "leases") { co_return co_await show_leases(session); }
     if (verb == "events") { co_return co_await show_events(session); }
+    if (verb == "bus services") { co_return co_await bus_services(session); }
+    if (verb == "bus top") { co_return co_await bus_top(session); }
     if (verb == "logs") { co_return co_await show_logs(session); }
     co_return co_await change_app(session);
 }
@@ -78,8 +79,7 @@ int run_options(Options options)
 int main(int argc, char** argv)
 {
     std::signal(SIGPIPE, SIG_IGN);
-    std::signal(SIGINT, leave_on_signal);
-    std::signal(SIGTERM, leave_on_signal);
+    leave_on_signals();
     auto parsed = parse_options(argc, argv);
     if (const auto* mistake = std::get_if<Leave>(&parsed)) { return leave(*mistake); }
     return run_options(std::move(std::get<Options>(parsed)));

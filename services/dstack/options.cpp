@@ -95,6 +95,15 @@ void add_streams(CLI::App& app, Options& o)
     events->add_option("--severity", o.severity, "this severity or worse")->check(CLI::IsMember({"debug", "info", "warning", "error"}));
 }
 
+void add_bus(CLI::App& app)
+{
+    auto* bus = app.add_subcommand("bus", "the bus itself: who is on it, and how it fares");
+    bus->require_subcommand(1);
+    bus->add_subcommand("services", "who is registered, since when, and how often it was restarted");
+    bus->add_subcommand("top", "rates, queues and slow consumers; refreshed every second on a terminal");
+    for (auto* verb : bus->get_subcommands({})) { verb->fallthrough(); }
+}
+
 void add_app_verbs(CLI::App& app, Options& o)
 {
     auto* ls = app.add_subcommand("ls", "the apps of this host");
@@ -181,6 +190,7 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
     add_deploy(app, o, w);
     add_app_verbs(app, o);
     add_streams(app, o);
+    add_bus(app);
     for (auto* verb : app.get_subcommands({})) { verb->fallthrough(); }
     app.require_subcommand(0, 1);
     try
@@ -190,7 +200,10 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
     catch (const CLI::CallForHelp&)
     {
         const auto chosen = app.get_subcommands();
-        return Leave{exit_ok, chosen.empty() ? app.help() : chosen.front()->help("dstack"), {}, {}, false};
+        if (chosen.empty()) { return Leave{exit_ok, app.help(), {}, {}, false}; }
+        const auto below = chosen.front()->get_subcommands();
+        const std::string name = "dstack " + chosen.front()->get_name();
+        return Leave{exit_ok, below.empty() ? chosen.front()->help("dstack") : below.front()->help(name), {}, {}, false};
     }
     catch (const CLI::ParseError& error)
     {
@@ -204,6 +217,7 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
         const auto chosen = app.get_subcommands();
         if (chosen.empty()) { return mistake(argc, argv, "no command", "see `dstack --help`"); }
         o.verb = chosen.front()->get_name();
+        for (const auto* below : chosen.front()->get_subcommands()) { o.verb += " " + below->get_name(); } // "bus top"
     }
     auto finished = finish(o, w);
     if (!finished) { return Leave{exit_usage, {}, finished.error().message, finished.error().hint, o.json}; }
@@ -213,7 +227,7 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
 std::string bash_completion()
 {
     return R"(_dstack() {
-    local verbs="deploy run ls apps ps info logs events stop start rm leases version completion"
+    local verbs="deploy run ls apps ps info logs events bus stop start rm leases version completion"
     local flags="--json --quiet --verbose --no-color --no-input --yes --dry-run --timeout --prefix --host --token-file --help --version"
     if [ "$COMP_CWORD" -eq 1 ]; then
         COMPREPLY=($(compgen -W "$verbs $flags" -- "${COMP_WORDS[COMP_CWORD]}"))
@@ -222,6 +236,7 @@ std::string bash_completion()
     case "${COMP_WORDS[1]}" in
     info|logs|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    bus) COMPREPLY=($(compgen -W "services top $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     events) COMPREPLY=($(compgen -W "-f --from --type --subject --source --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     *) COMPREPLY=($(compgen -W "$flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     esac

@@ -113,7 +113,8 @@ ExitVerdict judge_exit(const ExitFacts& facts)
         out.how = "guest";
         return out;
     }
-    if (facts.kernel_panic) { out.reason = "kernel panic"; }
+    // A panic never powers off by itself: a guest that did so has only printed the words.
+    if (!facts.panic.empty() && facts.qmp_reason != "guest-shutdown") { out.reason = "kernel panic: " + facts.panic; }
     else if (!facts.boot_error.empty()) { out.reason = "boot error: " + facts.boot_error; }
     else if (facts.qmp_reason == "guest-shutdown") { out.reason = "powered off"; }
     else if (facts.qmp_reason == "guest-reset") { out.reason = "the guest reset itself"; }
@@ -153,7 +154,46 @@ std::string_view last_boot(std::string_view log)
     return at == std::string_view::npos ? log : log.substr(at);
 }
 
-bool has_kernel_panic(std::string_view log) { return log.find("Kernel panic - not syncing") != std::string_view::npos; }
+namespace
+{
+constexpr std::string_view panic_words = "Kernel panic - not syncing: ";
+
+/// Whether `before`, the text up to some words of a line, ends in printk's time stamp: "[    2.046987] ".
+bool ends_in_time_stamp(std::string_view before)
+{
+    if (!before.ends_with("] ")) { return false; }
+    before.remove_suffix(2);
+    const auto open = before.rfind('[');
+    if (open == std::string_view::npos || before.size() - open < 4) { return false; }
+    return before.substr(open + 1).find_first_not_of(" .0123456789") == std::string_view::npos;
+}
+} // namespace
+
+std::string panic_of(std::string_view log)
+{
+    constexpr std::size_t longest = 200;
+    for (auto at = log.find(panic_words); at != std::string_view::npos; at = log.find(panic_words, at + 1))
+    {
+        const auto newline = log.rfind('\n', at);
+        const std::string_view before = log.substr(newline + 1, at - newline - 1); // npos + 1 is the log's beginning
+        if (!before.empty() && !ends_in_time_stamp(before)) { continue; }
+        const auto from_here = log.substr(at + panic_words.size());
+        const auto lines = last_lines(from_here.substr(0, std::min(from_here.find('\n'), longest)), 1);
+        return lines.empty() ? std::string{"unknown"} : lines.front();
+    }
+    return {};
+}
+
+bool hangs_in_panic(std::string_view log)
+{
+    const auto lines = last_lines(log, 1);
+    if (lines.empty()) { return false; }
+    std::string_view line = lines.back();
+    const auto at = line.find("---[ end Kernel panic - not syncing: ");
+    if (at == std::string_view::npos) { return false; }
+    // Nothing but the time stamp before it: an app's line begins with its service's name.
+    return at == 0 || (line.front() == '[' && line.find('[', 1) > at && ends_in_time_stamp(line.substr(0, at)));
+}
 
 std::vector<std::string> last_lines(std::string_view log, std::size_t lines)
 {

@@ -40,7 +40,7 @@ struct ExitFacts
     bool powering_off = false;     ///< the guest announced it
     std::string boot_error;
     std::string qmp_reason;        ///< of QMP's SHUTDOWN event; empty when it was not seen
-    bool kernel_panic = false;     ///< in the serial log of this boot
+    std::string panic;             ///< what the kernel said of its panic in this boot; empty: nothing
     std::string stderr_tail;       ///< what QEMU said last
 };
 struct ExitVerdict
@@ -59,7 +59,11 @@ std::string explain_qemu(std::string_view stderr_text);
 std::vector<std::string> last_lines(std::string_view log, std::size_t lines);
 /// Since the last boot marker of this VMM.
 std::string_view last_boot(std::string_view log);
-bool has_kernel_panic(std::string_view log);
+/// What the kernel said of its panic: "VFS: Unable to mount root fs"; "unknown" when it said no more; empty without a panic.
+/// Only the kernel's own line counts: one that an app printed has the agent's prefix and no time stamp right before it.
+std::string panic_of(std::string_view log);
+/// The kernel has panicked and will neither reset nor power off (panic=0): the line that it prints last.
+bool hangs_in_panic(std::string_view log);
 constexpr std::string_view boot_marker = "===== boot @ ";
 
 /// Automatic restarts (B.11).

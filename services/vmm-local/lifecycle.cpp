@@ -293,7 +293,7 @@ namespace
 {
 struct LastWords
 {
-    bool kernel_panic = false;
+    std::string panic;
     std::vector<std::string> lines;
     std::string stderr_text;
 };
@@ -302,7 +302,7 @@ LastWords read_last_words(const std::string& dir)
 {
     const std::string serial = read_tail(dir + "/serial.log", 256 * 1024);
     const auto boot = last_boot(serial);
-    return {has_kernel_panic(boot), last_lines(boot, 20), explain_qemu(read_tail(dir + "/stderr.log", 16 * 1024))};
+    return {panic_of(boot), last_lines(boot, 20), explain_qemu(read_tail(dir + "/stderr.log", 16 * 1024))};
 }
 } // namespace
 
@@ -316,7 +316,7 @@ Task<> Vmm::record_exit(VmPtr vm, std::string qmp_reason)
     facts.powering_off = state.shutdown_progress == "powering off";
     facts.boot_error = state.boot_error;
     facts.qmp_reason = std::move(qmp_reason);
-    facts.kernel_panic = words.kernel_panic;
+    facts.panic = words.panic;
     facts.stderr_tail = words.stderr_text;
     const ExitVerdict verdict = judge_exit(facts);
 
@@ -461,18 +461,30 @@ Task<> Vmm::rotate_logs()
     for (;;)
     {
         co_await sleep_for(loop_, interval);
-        std::vector<std::string> dirs;
+        std::vector<VmPtr> running;
         for (const auto& [id, vm] : vms_)
         {
-            if (vm->running()) { dirs.push_back(vm->dir); }
+            if (vm->running()) { running.push_back(vm); }
         }
-        for (const auto& dir : dirs)
-        {
-            auto rotate = [dir, max = config_.serial_max_bytes, now = now_text()] { return keep_serial_log(dir, max, false, now); };
-            auto rotated = co_await offload(loop_, rotate);
-            if (!rotated) { log::warn("serial log not rotated", {{"file", dir}, {"error", rotated.error().message}}); }
-        }
+        for (const auto& vm : running) { co_await look_at_serial(vm); }
     }
+}
+
+/// Keeps it short, and ends a guest that hangs in a kernel panic: only its log tells that it does not run any more.
+Task<> Vmm::look_at_serial(VmPtr vm)
+{
+    const std::uint64_t run = vm->run;
+    auto look = [dir = vm->dir, max = config_.serial_max_bytes, now = now_text()]
+    {
+        const bool hangs = hangs_in_panic(last_boot(read_tail(dir + "/serial.log", 4096)));
+        return std::make_pair(hangs, keep_serial_log(dir, max, false, now));
+    };
+    auto looked = co_await offload(loop_, look);
+    if (!looked.second) { log::warn("serial log not rotated", {{"file", vm->dir}, {"error", looked.second.error().message}}); }
+    if (!looked.first || vm->run != run || !vm->running()) { co_return; }
+    log::warn("guest hangs in a kernel panic", {{"vm", vm->manifest.id}});
+    auto killed = vm->watch->kill(SIGKILL);
+    if (!killed) { log::error("guest not ended", {{"vm", vm->manifest.id}, {"error", killed.error().message}}); }
 }
 
 } // namespace dstack::vmm

@@ -133,6 +133,7 @@ class Vmm
     Task<> restart_later(VmPtr vm, std::uint64_t delay_ms, std::uint64_t run);
     void schedule_restart(const VmPtr& vm);
     Task<> rotate_logs();
+    Task<> look_at_serial(VmPtr vm);
     Task<Result<Done>> save(VmPtr vm);
 
     // host_api.cpp

@@ -304,7 +304,8 @@ Result<Done> migrate(Connection& connection, const std::string& path, const std:
 Result<Done> prepare_file(Connection& connection, const std::string& path, const std::vector<std::string>& migrations,
                           const DatabaseOptions& options)
 {
-    auto set = connection.exec("PRAGMA busy_timeout = " + std::to_string(options.busy_timeout.count()) +
+    const std::string page_size = options.page_size > 0 ? "PRAGMA page_size = " + std::to_string(options.page_size) + "; " : "";
+    auto set = connection.exec(page_size + "PRAGMA busy_timeout = " + std::to_string(options.busy_timeout.count()) +
                                "; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON");
     if (!set) { return set; }
     if (options.quick_check)

@@ -168,6 +168,8 @@ struct DatabaseOptions
     bool quick_check = true;
     /// Jobs run in a read transaction, beside the one Database that writes.
     bool read_only = false;
+    /// Of a database that is made now, in bytes; 0: SQLite's own choice (4096).
+    int page_size = 0;
     /// Checkpoints on a thread of their own instead of inside the commit that fills the log.
     bool background_checkpoint = false;
 };

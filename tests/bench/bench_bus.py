@@ -14,7 +14,6 @@ from mesh import BUILD, TOP, Prefix, free_port, wait_for
 DRIVERS = BUILD / "bench"
 PATIENCE = 600
 ROUNDS = 3
-BATCH = os.environ.get("DSTACK_BENCH_BATCH", "on")
 
 
 def build_drivers(say):
@@ -95,9 +94,6 @@ class Bus:
 
     def beside(self, verb, name="operator", **options):
         return Driver(self.prefix.path / name, verb, **self.options(name), **options)
-
-    def publish(self, **options):
-        return self.drive("publish", batch=BATCH, **options)
 
 
 class Nats:
@@ -191,7 +187,7 @@ def bench_publish(quick, say):
             peer_loaded.append(resident(nats.process.pid)[0])
         with Bus() as bus:
             idle.append(resident(bus.broker.pid))
-            ours.append(bus.publish(warmup=20_000, count=count))
+            ours.append(bus.drive("publish", warmup=20_000, count=count))
             loaded.append(resident(bus.broker.pid))
             single = bus.drive("publish", count=min(count, 100_000), batch="off")
         say(f"  {ours[-1]['per_second']:.0f}/s, p50 {ours[-1]['p50_us']:.0f} p99 {ours[-1]['p99_us']:.0f} max {ours[-1]['max_us']:.0f} us; one event per message"
@@ -207,15 +203,15 @@ def bench_publish(quick, say):
 
 
 def bench_one(quick, say):
-    """Every round in another order of nothing: append, publish, append on the same disk at the same time of day."""
+    """Bare append, bus and JetStream in turn, on the same disk."""
     count = 1_000 if quick else 5_000
     ours, theirs = [], []
     with Bus() as bus, Nats() as nats:
         nats.drive("publish", count=200, window=1)
-        bus.publish(count=200, window=1)
+        bus.drive("publish", count=200, window=1)
         for i in range(ROUNDS + 2):
             theirs.append(bus.drive("append", name="operator", file=bus.prefix.path / f"append{i}", count=count))
-            ours.append(bus.publish(count=count, window=1))
+            ours.append(bus.drive("publish", count=count, window=1))
             jetstream = nats.drive("publish", count=count, window=1, stream="same")
             say(f"  p50 {ours[-1]['p50_us']:.0f} p99 {ours[-1]['p99_us']:.0f} us; append and fdatasync {theirs[-1]['p50_us']:.0f} {theirs[-1]['p99_us']:.0f};"
                 f" JetStream (no fsync) {jetstream['p50_us']:.0f} {jetstream['p99_us']:.0f}")
@@ -227,7 +223,7 @@ def live_round(bus, rate, seconds, subscribers=1):
     warmup, count = rate // 2, rate * seconds
     with bus.beside("subscribe", subscribers=subscribers, warmup=warmup, count=count) as watcher:
         used, began = cpu_seconds(bus.broker.pid), time.monotonic()
-        bus.publish(rate=rate, count=warmup + count)
+        bus.drive("publish", rate=rate, count=warmup + count)
         share = (cpu_seconds(bus.broker.pid) - used) / (time.monotonic() - began)
         return {**watcher.result(), "core": share * 100}
 
@@ -267,10 +263,8 @@ def bench_fan_out(quick, say):
             theirs.append(live_round_nats(nats, 1_000, seconds, 100))
             ours.append(live_round(bus, 1_000, seconds, 100))
             say_live(say, ours[-1], theirs[-1])
-    missed = sum(run["missed"] for run in ours)
-    if missed:
-        raise AssertionError(f"the 100 live subscribers missed {missed:.0f} events")
     return [bar("fan_out_100_worst_p99", middle(ours, "worst_p99_us") / 1000, "ms", 25, middle(theirs, "worst_p99_us") / 1000, absolute=True),
+            bar("fan_out_100_missed", sum(run["missed"] for run in ours), "", 0),
             bar("fan_out_100_core", middle(ours, "core"), "%", 40, middle(theirs, "core"), absolute=True)]
 
 
@@ -279,7 +273,7 @@ def bench_replay(quick, say):
     ours, theirs, alone, during, peer_alone, peer_during = [], [], [], [], [], []
     with Bus() as bus, Nats() as nats:
         nats.drive("publish", count=count)
-        bus.publish(count=count)
+        bus.drive("publish", count=count)
         for _ in range(ROUNDS):
             theirs.append(nats.drive("replay", count=count, times=3))
             ours.append(bus.drive("replay", name="operator", count=count, times=3))
@@ -340,7 +334,7 @@ def bench_start(quick, say):
     events = 1_000_000 if quick else 10_000_000
     cold, warm, killed = [], [], []
     with Bus() as bus:
-        bus.publish(count=1000)
+        bus.drive("publish", count=1000)
         bus.broker.stop()
         began = time.monotonic()
         fill(bus.journal, events)
@@ -350,7 +344,7 @@ def bench_start(quick, say):
             at = time.monotonic()
             bus.broker.start()
             times.append((time.monotonic() - at) * 1000)
-            bus.publish(count=1)
+            bus.drive("publish", count=1)
 
         for _ in range(2 * ROUNDS - 1):
             forget_pages(bus.journal)
@@ -361,7 +355,7 @@ def bench_start(quick, say):
             start(killed)
             bus.broker.stop()
         bus.broker.start()
-        sequence = int(bus.publish(count=1)["last_sequence"])
+        sequence = int(bus.drive("publish", count=1)["last_sequence"])
         if sequence < events:
             raise AssertionError(f"the broker did not serve the {events} events: it is at {sequence}")
     say(f"  ms from exec to ready: {statistics.median(cold):.0f} with nothing of the journal in memory, {statistics.median(warm):.0f} with, "
@@ -369,14 +363,14 @@ def bench_start(quick, say):
     return [bar("start_with_10_million", max(statistics.median(times) for times in (cold, warm, killed)), "ms", 250)]
 
 
-BENCHES = {"publish, acknowledged": bench_publish, "publish one at a time": bench_one, "publisher to subscriber": bench_live,
-           "100 subscribers": bench_fan_out, "replay": bench_replay, "commands": bench_commands, "start": bench_start}
+PARTS = {"publish": bench_publish, "one": bench_one, "live": bench_live, "fan_out": bench_fan_out, "replay": bench_replay, "commands": bench_commands,
+         "start": bench_start}
 
 
-def run(quick, say):
+def run(quick, say, part=None):
     build_drivers(say)
     bars = []
-    for title, bench in BENCHES.items():
-        say(f"bus: {title}")
-        bars += bench(quick, say)
+    for name in [part] if part else PARTS:
+        say(f"bus: {name}")
+        bars += PARTS[name](quick, say)
     return bars

@@ -291,16 +291,22 @@ void replay(const Arguments& args)
     for (std::size_t turn = 0; args.number("seconds") > 0 ? now_ns() < until : turn < args.number("times", 1); ++turn)
     {
         const std::int64_t began = now_ns();
-        std::string after = "0";
         std::size_t seen = 0;
+        send(socket, {"1", "read", "r", "0", "1000", "{}"});
         while (seen < count)
         {
+            expect(socket, frames, "events"); // correlation epoch next last gap_from gap_to gap_reason lines
+            if (frames.size() < 10 || text(frames[9]).empty()) { die("the journal ended after " + std::to_string(seen) + " events"); }
+            // The next page is on its way while this one is taken apart.
+            const std::string after = std::string{text(frames[3])} + ":" + std::string{text(frames[4])};
             send(socket, {"1", "read", "r", after, "1000", "{}"});
-            expect(socket, frames, "events"); // correlation epoch next last gap_from gap_to gap_reason event...
-            if (frames.size() < 10) { die("the journal ended after " + std::to_string(seen) + " events"); }
-            after = std::string{text(frames[3])} + ":" + std::string{text(frames[4])};
-            seen += frames.size() - 9;
+            for (std::string_view lines = text(frames[9]); !lines.empty(); ++seen)
+            {
+                const std::string event{lines.substr(0, lines.find('\n'))};
+                lines.remove_prefix(event.size() + 1);
+            }
         }
+        expect(socket, frames, "events");
         rates.push_back(static_cast<double>(seen) / (static_cast<double>(now_ns() - began) * 1e-9));
     }
     std::sort(rates.begin(), rates.end());

@@ -2,24 +2,20 @@
 import json
 import os
 import signal
+import socket
 import tempfile
 import unittest
 from pathlib import Path
 
-from guest import HELLO, GuestMesh
-from mesh import alive, free_port, http, processes_of, wait_for
+from guest import HELLO, SLOW, GuestMesh, Refusals
+from mesh import http, wait_for
 
 PAGE = b"hello from a dstack development guest"
-SLOW = 300  # seconds: an emulated guest on a busy machine
 
 
 def answers(url):
     status, body = http(url, timeout=5)
     return status == 200 and PAGE in body
-
-
-def guests(mesh):
-    return [pid for pid, cmdline in processes_of(f"{mesh.path}/var/lib/dstack/vmm-local/vms/").items() if "qemu-system" in cmdline]
 
 
 def types(events):
@@ -35,14 +31,8 @@ class Spine(unittest.TestCase):
         cls.addClassCleanup(cls.mesh.close)
 
     def tearDown(self):
-        for app in self.apps():
+        for app in self.mesh.apps():
             self.mesh.dstack("rm", app["name"], "--yes", check=False, deadline=SLOW)
-
-    def apps(self):
-        return self.mesh.dstack_json("ls")["data"]["apps"]
-
-    def leases(self):
-        return self.mesh.dstack_json("leases")["data"]["leases"]
 
     def deploy(self, name="hello", compose=HELLO, *more, check=True):
         return self.mesh.dstack("deploy", "-n", name, "-c", str(compose), "--port", "auto:80", "--timeout", f"{SLOW}s", "--json", *more, check=check, deadline=SLOW + 60)
@@ -54,15 +44,15 @@ class Spine(unittest.TestCase):
         self.deploy()
         url = self.url()
         wait_for(lambda: answers(url), "the page", SLOW)
-        self.assertEqual([app["state"] for app in self.apps()], ["ready"])
-        before = guests(self.mesh)
+        self.assertEqual([app["state"] for app in self.mesh.apps()], ["ready"])
+        before = self.mesh.guests()
         self.assertEqual(len(before), 1)
 
         vmm = self.mesh.of("vmm-local")["pid"]
         os.kill(vmm, signal.SIGKILL)
         self.assertTrue(answers(url), "the page answers while its VMM is gone")
         wait_for(lambda: "vm.adopted" in types(self.mesh.events()), "the VMM has adopted the guest", 60)
-        self.assertEqual(guests(self.mesh), before)
+        self.assertEqual(self.mesh.guests(), before)
         self.assertTrue(answers(url))
 
         story = self.mesh.events()
@@ -77,23 +67,23 @@ class Spine(unittest.TestCase):
         wait_for(lambda: all(s["state"] == "ready" and s["pid"] != old[s["name"]] for s in self.mesh.status()["services"] if s["name"] in old), "all services are back", 60)
         again = wait_for(self.mesh.events, "the events are told again", 30)
         self.assertEqual([event["id"] for event in again[:len(story)]], [event["id"] for event in story])
-        self.assertEqual(guests(self.mesh), before)
+        self.assertEqual(self.mesh.guests(), before)
         self.assertTrue(answers(url))
 
         self.stop_start_remove(url)
 
     def stop_start_remove(self, url):
         self.mesh.dstack("stop", "hello", deadline=SLOW)
-        wait_for(lambda: guests(self.mesh) == [], "the guest has ended", 60)
-        self.assertEqual([app["state"] for app in self.apps()], ["stopped"])
-        self.assertNotEqual(self.leases(), [], "a stopped app keeps its port")
+        wait_for(lambda: self.mesh.guests() == [], "the guest has ended", 60)
+        self.assertEqual([app["state"] for app in self.mesh.apps()], ["stopped"])
+        self.assertNotEqual(self.mesh.leases(), [], "a stopped app keeps its port")
         self.mesh.dstack("start", "hello", "--timeout", f"{SLOW}s", deadline=SLOW + 30)
         wait_for(lambda: answers(url), "the page after start", SLOW)
         self.assertIn("web", self.mesh.dstack("logs", "hello", "--no-follow").stdout)
         self.mesh.dstack("rm", "hello", "--yes", deadline=SLOW)
-        self.assertEqual(self.apps(), [])
-        self.assertEqual(self.leases(), [])
-        wait_for(lambda: guests(self.mesh) == [], "the guest is gone", 60)
+        self.assertEqual(self.mesh.apps(), [])
+        self.assertEqual(self.mesh.leases(), [])
+        wait_for(lambda: self.mesh.guests() == [], "the guest is gone", 60)
         self.assertEqual(self.mesh.dstack("info", "hello", check=False).returncode, 3)
 
     def test_not_allowed_is_denied_by_name(self):
@@ -104,23 +94,11 @@ class Spine(unittest.TestCase):
         decisions = [event for event in self.mesh.events("--type", "auth.decided") if not event["data"]["allowed"]]
         self.assertTrue(decisions, "the decision is an event")
         self.assertIn(decisions[-1]["data"]["rule"], error["message"])
-        self.assertEqual(self.leases(), [])
-        wait_for(lambda: guests(self.mesh) == [], "the guest is gone", 60)
-
-    def test_unknown_container_image_is_a_boot_error_that_names_those_there(self):
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as compose:
-            compose.write("services:\n  web:\n    image: nowhere/nothing:9\n")
-            compose.flush()
-            done = self.deploy("unknown", compose.name, check=False)
-        self.assertNotEqual(done.returncode, 0)
-        message = json.loads(done.stdout)["error"]["message"]
-        self.assertIn("nowhere/nothing:9", message)
-        self.assertIn("busybox", message)
-        self.assertEqual(self.leases(), [])
-        self.assertIn("deploy.failed", types(self.mesh.events()))
+        self.assertEqual(self.mesh.leases(), [])
+        wait_for(lambda: self.mesh.guests() == [], "the guest is gone", 60)
 
 
-class BadInput(unittest.TestCase):
+class BadInput(Refusals, unittest.TestCase):
     """No guest gets as far as to boot: each refusal has its exit code, gives back what it had leased, and is an event."""
 
     @classmethod
@@ -130,45 +108,38 @@ class BadInput(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(cls.folder.cleanup)
 
-    def refused(self, codes, name="app", text=None, *more):
-        compose = HELLO
-        if text is not None:
-            compose = Path(self.folder.name) / "compose.yaml"
-            compose.write_text(text)
-        ports = () if "--port" in more else ("--port", "auto:80")
-        done = self.mesh.dstack("deploy", "-n", name, "-c", str(compose), *ports, "--timeout", "60s", "--json", *more, check=False)
-        self.assertIn(done.returncode, codes, done.stdout + done.stderr)
-        document = json.loads(done.stdout)
-        self.assertEqual(document["schema"], "dstack.error/v1")
-        message = document["error"]["message"]
-        self.assertTrue(message and message[0] == message[0].lower(), message)
-        self.assertEqual(self.mesh.dstack_json("leases")["data"]["leases"], [])
-        self.assertEqual(guests(self.mesh), [])
-        return message
-
     def test_compose_files(self):
-        for text in ("{{{ no yaml", "version: 3\n", "services: {}\n", "services:\n  web: 5\n", "# " + "x" * (256 * 1024) + "\nservices:\n  web:\n    image: busybox\n"):
+        compose = Path(self.folder.name) / "compose.yaml"
+        rows = [("{{{ no yaml", "compose"), ("version: 3\n", "services"), ("services: {}\n", "services"), ("services:\n  web: 5\n", "web"),
+                ("# " + "x" * (256 * 1024) + "\nservices:\n  web:\n    image: busybox\n", "256 KiB")]
+        for text, word in rows:
             with self.subTest(text[:30]):
-                self.refused((2,), "app", text)
+                compose.write_text(text)
+                self.refused(2, compose=compose, words=(word,))
 
     def test_names(self):
-        for name in ("a b", "../x", "a;b", "", "x" * 300):
+        for name in (" a", "../x", "a;b", "x" * 300):
             with self.subTest(name):
-                self.refused((2,), name)
+                self.refused(2, name=name, recorded=False)
+                self.assertIn("deploy.failed", types(self.mesh.events()))
+        done = self.mesh.dstack("deploy", "-n", "", "-c", str(HELLO), check=False)
+        self.assertEqual(done.returncode, 2, done.stderr)
 
     def test_taken_port(self):
-        import socket
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
-            before = len(self.mesh.events())
-            self.refused((5,), "app", None, "--port", f"{port}:80")
-            self.assertGreater(len(self.mesh.events()), before, "the refusal is an event")
+            self.refused(5, port=f"{port}:80", words=(str(port),))
 
     def test_unknown_guest_image(self):
-        message = self.refused((2, 3), "app", None, "--image", "no-such-image")
-        self.assertIn("no-such-image", message)
+        stderr = self.refused(3, "--image", "no-such-image", words=("no-such-image", "at step image"))
+        self.assertIn("dstack-dev-", stderr.splitlines()[-1], "the hint names those that are there")
+
+    def test_unknown_container_image(self):
+        compose = Path(self.folder.name) / "unknown.yaml"
+        compose.write_text("services:\n  web:\n    image: nowhere/nothing:9\n")
+        self.refused(10, compose=compose, timeout=f"{SLOW}s", words=("nowhere/nothing:9", "busybox", "at step boot"))
 
     def test_no_vmm(self):
         config = self.mesh.path / "etc/dstack/vmm-local.toml"
@@ -177,12 +148,12 @@ class BadInput(unittest.TestCase):
         os.kill(self.mesh.of("vmm-local")["pid"], signal.SIGKILL)
         wait_for(lambda: self.mesh.of("vmm-local")["state"] == "failed", "the VMM is not restarted", 30)
         try:
-            message = self.refused((3,), "app")  # not running
-            self.assertIn("vmm", message.lower())
-            self.assertIn("deploy.failed", types(self.mesh.events()))
+            self.refused(3, words=("VMM",))  # not running
         finally:
             config.write_text(good)
             self.mesh.up()
+        self.mesh.dstack("deploy", "-n", "app", "-c", str(HELLO), "--port", "auto:80", "--timeout", f"{SLOW}s", deadline=SLOW + 60)
+        self.mesh.dstack("rm", "app", "--yes", deadline=SLOW)
 
 
 if __name__ == "__main__":

@@ -194,7 +194,8 @@ class VmmLocal(unittest.TestCase):
         wait_for(lambda: self.info(vm)["status"] == "exited", "the guest panics", 150)
         wait_for(lambda: "vm.exited" in self.events(vm), "and the exit is said")
         data = dict(self.journal(vm))["vm.exited"]
-        self.assertEqual((data["reason"], data["will_restart"]), ("kernel panic", False))
+        self.assertTrue(data["reason"].startswith("kernel panic: "), data)
+        self.assertFalse(data["will_restart"])
         self.assertTrue(any("Kernel panic - not syncing" in line for line in data["last_lines"]), data)
 
     def test_remove_leaves_nothing(self):

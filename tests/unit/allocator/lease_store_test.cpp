@@ -197,8 +197,8 @@ TEST_CASE("requests are checked")
         std::string message;
     };
     const Row rows[] = {
-        {request("", "k", {wish("cid", 0)}), "owner: must be 1 to 128 printable ASCII characters without spaces"},
-        {request("a b", "k", {wish("cid", 0)}), "owner: must be 1 to 128 printable ASCII characters without spaces"},
+        {request("", "k", {wish("cid", 0)}), "owner: must be 1 to 128 printable ASCII characters, no space at an end"},
+        {request("a ", "k", {wish("cid", 0)}), "owner: must be 1 to 128 printable ASCII characters, no space at an end"},
         {request("a", "", {wish("cid", 0)}), "key: must be 1 to 128 printable ASCII characters without spaces"},
         {request("a", std::string(129, 'k'), {wish("cid", 0)}),
          "key: must be 1 to 128 printable ASCII characters without spaces"},
@@ -206,6 +206,7 @@ TEST_CASE("requests are checked")
         {request("a", "k", std::vector<schema::LeaseWish>(65, wish("cid", 0))), "wishes: must be 1 to 64"},
         {request("a", "k", {wish("cid", 0), wish("gpu", 0)}), "wishes[1].kind: must be cid or port"},
     };
+    CHECK(make_batch(request("a b", "k", {wish("cid", 0)}), now)); // as a VMM's names
     for (const Row& row : rows)
     {
         auto batch = make_batch(row.request, now);

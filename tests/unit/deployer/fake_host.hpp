@@ -43,6 +43,7 @@ class FakeHost : public Ports
     std::map<std::string, Error> fails; ///< by the name of the call
     bool answer_lost = false;           ///< CreateVm works, but its answer does not come
     int preempt_at = -1;
+    std::uint64_t mended_at = 0; ///< from then on nothing fails; 0: never
 
     struct Never
     {
@@ -202,6 +203,7 @@ class FakeHost : public Ports
     {
         co_await before();
         now += static_cast<std::uint64_t>(limit.count());
+        if (mended_at != 0 && now >= mended_at) { fails.clear(); }
         const auto found = vms_.find(vm_id);
         if (found == vms_.end()) { co_return; }
         Vm& vm = found->second;

@@ -169,6 +169,7 @@ TEST_CASE("a boot that goes wrong fails the deploy with the guest's words")
         const auto end = run(host, deploy_work(host));
         REQUIRE(end);
         CHECK(end->operation.reason == "the VM exited while booting: kernel panic (last reported: done)");
+        CHECK(end->operation.hint == "its console: `dstack logs hello`");
     }
     SECTION("never done")
     {
@@ -321,6 +322,38 @@ TEST_CASE("an undo that cannot reach the VMM keeps the leases and says what is l
     CHECK(end->operation.state == "succeeded");
     CHECK(end->gone);
     CHECK(clean(host));
+}
+
+TEST_CASE("a disk that was full keeps nothing of a failed deploy when there is room again")
+{
+    FakeHost host;
+    const Error full{Errc::resource_exhausted, "database or disk is full", {}, {}};
+    for (const char* call : {"allow", "release"}) { host.fails[call] = full; }
+    SECTION("the journal can be written")
+    {
+        const auto end = run(host, deploy_work(host));
+        REQUIRE(end);
+        CHECK(end->operation.reason.find("undo lease: database or disk is full") != std::string::npos);
+        CHECK_FALSE(end->gone);
+    }
+    SECTION("nor the journal")
+    {
+        auto work = deploy_work(host);
+        work.operation.step = "allow";
+        work.app.lease_begun = true;
+        work.app.allow_begun = true;
+        host.leased.insert("hello");
+        host.fails["save"] = full;
+        host.mended_at = host.now + 60'000;
+        const auto end = run(host, std::move(work));
+        REQUIRE(end);
+        CHECK(clean(host));
+        CHECK(end->gone);
+        CHECK(end->operation.code == "resource_exhausted");
+        CHECK(end->operation.reason == "database or disk is full");
+        REQUIRE(facts_of<schema::DeployFailed>(host).size() == 1);
+        CHECK(facts_of<schema::DeployFailed>(host)[0].reason == "database or disk is full");
+    }
 }
 
 TEST_CASE("remove is repeatable at any crash")

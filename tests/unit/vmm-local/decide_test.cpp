@@ -87,17 +87,19 @@ TEST_CASE("how a process' end is told")
         return judge_exit(f);
     };
     CHECK(facts([](auto& f) { f.stop_asked = "stop"; }).how == "stop");
-    CHECK(facts([](auto& f) { f.stop_asked = "shutdown"; f.kernel_panic = true; }).expected);
+    CHECK(facts([](auto& f) { f.stop_asked = "shutdown"; f.panic = "x"; }).expected);
     CHECK(facts([](auto& f) { f.powering_off = true; }).how == "guest");
     CHECK(facts([](auto& f) { f.powering_off = true; f.boot_error = "denied"; }).reason == "boot error: denied");
-    auto verdict = facts([](auto& f) { f.kernel_panic = true; f.qmp_reason = "guest-reset"; });
+    auto verdict = facts([](auto& f) { f.panic = "Out of memory"; f.qmp_reason = "guest-reset"; });
     CHECK_FALSE(verdict.expected);
-    CHECK(verdict.reason == "kernel panic");
+    CHECK(verdict.reason == "kernel panic: Out of memory");
     CHECK(verdict.may_restart);
     verdict = facts([](auto& f) { f.boot_error = "denied"; f.qmp_reason = "guest-shutdown"; });
     CHECK(verdict.reason == "boot error: denied");
     CHECK_FALSE(verdict.may_restart);
     CHECK(facts([](auto& f) { f.qmp_reason = "guest-shutdown"; }).reason == "powered off");
+    CHECK(facts([](auto& f) { f.qmp_reason = "guest-shutdown"; f.panic = "the app printed this"; }).reason == "powered off");
+    CHECK(facts([](auto& f) { f.panic = "nobody was there"; }).reason == "kernel panic: nobody was there");
     CHECK(facts([](auto& f) { f.qmp_reason = "guest-reset"; }).reason == "the guest reset itself");
     CHECK(facts([](auto& f) { f.stderr_tail = "could not open x"; }).reason == "qemu ended: could not open x");
     CHECK(facts([](auto&) {}).reason == "qemu was killed or crashed");
@@ -121,10 +123,28 @@ TEST_CASE("the end of a serial log is safe to show")
     CHECK(last_lines("\x1b[31mred\x1b[0m \x07" "bell \x1b]0;title\x07" "end", 1) == std::vector<std::string>{"red bell end"});
     CHECK(last_lines("\xff", 1) == std::vector<std::string>{"\xef\xbf\xbd"});
     CHECK(last_lines(std::string(5000, 'x'), 1)[0].size() == 300);
-    const std::string log = "old Kernel panic - not syncing: x\n\n===== boot @ 2026-01-01T00:00:00Z =====\n\nnew\n";
-    CHECK_FALSE(has_kernel_panic(last_boot(log)));
-    CHECK(has_kernel_panic(log));
-    CHECK(has_kernel_panic(last_boot("no marker Kernel panic - not syncing: y")));
+    const std::string log = "Kernel panic - not syncing: x\n\n===== boot @ 2026-01-01T00:00:00Z =====\n\nnew\n";
+    CHECK(panic_of(last_boot(log)).empty());
+    CHECK(panic_of(log) == "x");
+    CHECK(panic_of(last_boot("no marker\nKernel panic - not syncing: y")) == "y");
+}
+
+TEST_CASE("a panic is the kernel's word, not an app's")
+{
+    CHECK(panic_of("[    2.046987] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n[    2.1] CPU: 0\n") == "VFS: Unable to mount root fs");
+    CHECK(panic_of("web | half a li[   12.5] Kernel panic - not syncing: Oops\n") == "Oops"); // cut into what was being written
+    CHECK(panic_of("[    1.0] Kernel panic - not syncing: \n") == "unknown");
+    CHECK(panic_of("web | Kernel panic - not syncing: no\n").empty());
+    CHECK(panic_of("web | about [x] Kernel panic - not syncing: no\n").empty());
+    CHECK(panic_of("web | Kernel panic - not syncing: no\n[  3.0] Kernel panic - not syncing: yes\n") == "yes");
+    CHECK(panic_of("[    1.0] Kernel panic - not syncing: " + std::string(5000, 'x')).size() == 200);
+    CHECK(hangs_in_panic("[    1.8] ---[ end Kernel panic - not syncing: VFS ]---\r\n"));
+    CHECK(hangs_in_panic("---[ end Kernel panic - not syncing: VFS ]---\n"));
+    CHECK_FALSE(hangs_in_panic("[    1.8] ---[ end Kernel panic - not syncing: VFS ]---\nit went on\n"));
+    CHECK_FALSE(hangs_in_panic("web | [    1.8] ---[ end Kernel panic - not syncing: VFS ]---\n"));
+    CHECK_FALSE(hangs_in_panic("[1.0] [2.0] ---[ end Kernel panic - not syncing: VFS ]---\n"));
+    CHECK_FALSE(hangs_in_panic("[    1.8] Kernel panic - not syncing: VFS\n"));
+    CHECK_FALSE(hangs_in_panic(""));
 }
 
 TEST_CASE("restarts back off and end")
