@@ -61,7 +61,7 @@ void Broker::bind_sockets()
     commands_.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::max_message_bytes));
     commands_.set(zmq::sockopt::router_mandatory, true);
     commands_.set(zmq::sockopt::sndhwm, 10'000);
-    commands_.set(zmq::sockopt::rcvhwm, 10'000);
+    commands_.set(zmq::sockopt::rcvhwm, 512); // per peer, and each may be large: the rest waits in the peer's own queue
     live_.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(live_message_limit));
     live_.set(zmq::sockopt::sndhwm, 10'000);
     live_.set(zmq::sockopt::xpub_verbose, true);

