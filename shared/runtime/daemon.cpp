@@ -4,7 +4,10 @@
 #include <csignal>
 #include <cstdio>
 #include <fcntl.h>
+#include <link.h>
 #include <optional>
+#include <string_view>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sysexits.h>
 #include <systemd/sd-daemon.h>
@@ -115,7 +118,31 @@ Task<> serve_to_end(Daemon& daemon, Serve serve, int& exit_code)
 
 } // namespace
 
-void Daemon::ready() { sd_notify(0, "READY=1"); }
+namespace
+{
+/// Start-up touches much that never runs again: relocation, constructors of a dozen libraries. Unmaps what can be read back from
+/// the files (segments that were never writable); what is still needed comes back from the page cache.
+int unmap_start_up(dl_phdr_info* info, std::size_t, void*)
+{
+    if (std::string_view{info->dlpi_name}.starts_with("linux-vdso")) { return 0; }
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    for (int i = 0; i < info->dlpi_phnum; ++i)
+    {
+        const auto& segment = info->dlpi_phdr[i];
+        if (segment.p_type != PT_LOAD || (segment.p_flags & PF_W) != 0) { continue; }
+        const std::uintptr_t begin = (info->dlpi_addr + segment.p_vaddr) & ~(page - 1);
+        const std::uintptr_t end = (info->dlpi_addr + segment.p_vaddr + segment.p_memsz) & ~(page - 1); // the last page may be shared
+        if (end > begin) { ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED); }
+    }
+    return 0;
+}
+} // namespace
+
+void Daemon::ready()
+{
+    sd_notify(0, "READY=1");
+    ::dl_iterate_phdr(unmap_start_up, nullptr);
+}
 
 void Daemon::status(std::string_view text)
 {
