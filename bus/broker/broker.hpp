@@ -36,7 +36,6 @@ struct PeerCounters
 {
     std::uint64_t malformed = 0; ///< messages that are none
     std::uint64_t ignored = 0;   ///< messages of connections that are ignored
-    std::uint64_t quota = 0;     ///< calls beyond a quota of calls
 };
 
 /// The broker: routes commands, journals and publishes events, knows who is up, enforces the schema's access.

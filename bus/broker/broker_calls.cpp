@@ -85,6 +85,7 @@ void Broker::on_call(const Message& message)
     call.key = message.at(4);
     call.traceparent = message.at(5);
     call.caller = message.identity.caller();
+    call.identity = message.identity;
     call.scope = message.identity.scope();
     call.body = message.at(6);
     if (is_token_command(type->name))
@@ -155,15 +156,17 @@ Task<> Broker::route_keyed_call(Call call)
 
 void Broker::route_call(Call call)
 {
-    const std::string route = call.caller_route;
-    const std::string correlation = call.correlation;
-    auto delivery = calls_.add(std::move(call));
-    if (!delivery)
+    auto room = calls_.room_for(call);
+    if (!room)
     {
-        ++counters_.quota;
-        fail(route, correlation, delivery.error());
+        schema::BusPeerRefused peer = peer_of(call.identity);
+        peer.tried = call.command;
+        peer.reason = room.error().message;
+        say_refused("quota", std::move(peer));
+        fail(call.caller_route, call.correlation, room.error());
         return;
     }
+    auto delivery = calls_.add(std::move(call));
     uv_timer_start(
         tick_.get(), [](uv_timer_t* h) { static_cast<Broker*>(h->data)->on_tick(); }, tick_ms, tick_ms);
     deliver(*calls_.find(*delivery));
@@ -244,6 +247,11 @@ schema::BusStats::Reply Broker::statistics() const
     reply.events_waiting = unanswered_.size();
     reply.calls_in_flight = calls_.size();
     reply.reads_running = quotas_.reads();
+    reply.malformed = counters_.malformed;
+    reply.ignored = counters_.ignored;
+    reply.handshakes_failed = connections_.failed();
+    reply.handshakes_abandoned = connections_.abandoned();
+    reply.bytes_waiting = quotas_.waiting_bytes();
     stats_.fill(reply);
     fill_process(reply);
     const std::vector<std::string> routes = stats_.fill_peers(reply);

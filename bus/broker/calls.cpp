@@ -9,21 +9,28 @@ namespace
 std::string key_of(const std::string& scope, const std::string& key) { return scope + '\0' + key; }
 } // namespace
 
-Result<std::uint64_t> Calls::add(Call call)
+Result<Done> Calls::room_for(const Call& call) const
 {
     const std::size_t bytes = call.body.size();
     if (calls_.size() >= max_total) { return quota_error("calls_in_flight", calls_.size(), max_total, true, "try again later"); }
     if (bytes_ != 0 && bytes_ + bytes > max_bytes) { return quota_error("call_bytes_in_flight", bytes_, max_bytes, true, "try again later"); }
     const auto found = per_route_.find(call.caller_route);
-    const Held held = found == per_route_.end() ? Held{} : found->second;
+    if (found == per_route_.end()) { return Done{}; }
+    const Held& held = found->second;
     constexpr std::string_view next = "wait for results before sending more";
     if (held.calls >= max_per_route) { return quota_error("calls_in_flight", held.calls, max_per_route, false, next); }
-    if (held.calls != 0 && held.bytes + bytes > max_bytes_per_route)
-    {
-        return quota_error("call_bytes_in_flight", held.bytes, max_bytes_per_route, false, next);
-    }
-    per_route_[call.caller_route] = Held{held.calls + 1, held.bytes + bytes};
-    bytes_ += bytes;
+    if (held.bytes + bytes > max_bytes_per_route) { return quota_error("call_bytes_in_flight", held.bytes, max_bytes_per_route, false, next); }
+    return Done{};
+}
+
+Result<std::uint64_t> Calls::add(Call call)
+{
+    auto room = room_for(call);
+    if (!room) { return std::move(room).error(); }
+    Held& held = per_route_[call.caller_route];
+    ++held.calls;
+    held.bytes += call.body.size();
+    bytes_ += call.body.size();
     call.charged_route = call.caller_route;
     call.delivery = next_++;
     deadlines_.emplace(call.deadline_ms, call.delivery);

@@ -25,6 +25,7 @@ struct Call
     std::string request_hash;      ///< of command and body, when there is a key
     std::string traceparent;
     std::string caller;
+    Identity identity{}; ///< of the caller
     std::string body;
     bool delivered = false;
     std::uint64_t received_us = 0;  ///< steady clock
@@ -42,6 +43,7 @@ class Calls
 
     /// resource_exhausted when the caller or the broker has too many in flight. Gives the call its delivery number.
     Result<std::uint64_t> add(Call call);
+    Result<Done> room_for(const Call& call) const;
     Call* find(std::uint64_t delivery);
     /// A call in flight with the same key of the same caller: the new one waits for the same result.
     Call* find_key(const std::string& scope, const std::string& key);
