@@ -13,6 +13,7 @@ namespace
 {
 constexpr int batch_per_turn = 256;                 ///< messages handled before others get a turn
 constexpr std::uint64_t silence_limit_ms = 15'000;  ///< a service pings every 2 s
+constexpr std::uint64_t turn_us = 5'000; ///< then handshakes and timers, whatever one peer asks for
 constexpr std::uint64_t tick_ms = 20;
 constexpr std::uint64_t trim_interval_ms = 5'000;
 } // namespace
@@ -79,8 +80,9 @@ Result<Done> Broker::listen()
 
 void Broker::on_commands()
 {
+    const std::uint64_t until_us = steady_us() + turn_us;
     wire::Frames frames;
-    for (int i = 0; i < batch_per_turn && wire::receive(commands_, frames); ++i)
+    for (int i = 0; i < batch_per_turn && steady_us() < until_us && wire::receive(commands_, frames); ++i)
     {
         if (frames.size() < 2)
         {

@@ -45,8 +45,9 @@ class HostileTest(unittest.TestCase):
         return time.monotonic() - started
 
     def refusals(self, kind):
-        page = self.peer()
-        answer = page.ask("1", "read", "r1", "0", "1000", '{"type":"bus.peer_refused"}')
+        reader = zmtp.Peer(self.commands)
+        answer = reader.ask("1", "read", "r1", "0", "1000", '{"type":"bus.peer_refused"}')
+        reader.close()
         self.assertEqual(answer[1], b"events")
         events = [json.loads(line) for line in answer[9].splitlines()]
         return [event["data"] for event in events if event["data"]["kind"] == kind]

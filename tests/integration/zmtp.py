@@ -38,14 +38,19 @@ class Peer:
     """One handshaken connection."""
 
     def __init__(self, address, kind=b"DEALER", timeout=5):
-        self.socket = dial(address, timeout)
+        self.socket = dial(address)
         self.buffer = b""
-        self.socket.sendall(greeting())
-        self.take(64)
-        self.socket.sendall(ready(kind))
-        flags, body = self.one_frame()
-        if not flags & 4 or not body.startswith(b"\x05READY"):
-            raise ConnectionError(f"refused: {body!r}")
+        try:
+            self.socket.sendall(greeting())
+            self.take(64)
+            self.socket.sendall(ready(kind))
+            flags, body = self.one_frame()
+            if not flags & 4 or not body.startswith(b"\x05READY"):
+                raise ConnectionError(f"refused: {body!r}")
+        except BaseException:
+            self.socket.close()
+            raise
+        self.socket.settimeout(timeout)
 
     def take(self, size):
         while len(self.buffer) < size:
