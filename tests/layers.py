@@ -174,6 +174,8 @@ def python_layer(folder, workers, counts):
             if code != 0 and failed == 0:
                 failed = 1
             report(path.stem, failed == 0, output, f" ({passed} passed, {seconds:.0f} s)" if failed == 0 else f" ({failed} failed)")
+            for note in re.findall(r"(?:^|\.\.\. )note: (.*)$", output, re.M):
+                print(f"       {note}", flush=True)
             for reason in re.findall(r"\.\.\. skipped (.*)$", output, re.M):
                 print(f"       skipped: {reason}", flush=True)
             counts.add(passed, failed, skipped)
@@ -187,7 +189,11 @@ def e2e(counts):
     python_layer(TOP / "tests/e2e", 1, counts)
 
 
-LAYERS = {"lint": lint, "unit": unit, "sanitizers": sanitizers, "integration": integration, "e2e": e2e}
+def chaos(counts):
+    python_layer(TOP / "tests/chaos", 1, counts)
+
+
+LAYERS = {"lint": lint, "unit": unit, "sanitizers": sanitizers, "integration": integration, "e2e": e2e, "chaos": chaos}
 
 
 def main(names):

@@ -19,7 +19,7 @@ constexpr std::uint64_t trim_interval_ms = 5'000;
 } // namespace
 
 Broker::Broker(Loop& loop, BrokerConfig config, std::unique_ptr<Journal> journal)
-    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), stats_(unix_ms()), committed_(loop),
+    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), live_stream_(loop, live_), stats_(unix_ms()), committed_(loop),
       connections_(loop, context_, [this](const Connections::Origin& origin, std::string reason) { on_failed_handshake(origin, std::move(reason)); }),
       token_lock_(loop), scope_(loop)
 {

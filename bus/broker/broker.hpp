@@ -3,6 +3,7 @@
 #include "bus/broker/config.hpp"
 #include "bus/broker/connections.hpp"
 #include "bus/broker/journal.hpp"
+#include "bus/broker/live.hpp"
 #include "bus/broker/quota.hpp"
 #include "bus/broker/tokens.hpp"
 #include "bus/broker/stats.hpp"
@@ -114,18 +115,17 @@ class Broker
 
     // events
     template <schema::EventStruct E>
-    void say(E event)
+    void say(E event, std::string_view traceparent = {})
     {
         const std::string subject{event.subject()};
-        say(E::type, subject, schema::to_json(std::move(event)));
+        say(E::type, subject, schema::to_json(std::move(event)), traceparent);
     }
-    void say(const schema::EventType& type, std::string_view subject, std::string_view data);
+    void say(const schema::EventType& type, std::string_view subject, std::string_view data, std::string_view traceparent);
     void publish_one(const Message& message, std::size_t first);
     void unpublished(const std::string& route, std::string_view id, const Error& error);
     void enqueue(JournalEntry entry);
     Task<> commit_events();
     void settle(const std::vector<JournalEntry>& batch, const Result<Done>& appended);
-    void tell(const JournalEntry& entry);
     Task<> trim_journal();
     Task<> read_events(std::string route, std::string correlation, JournalQuery query);
 
@@ -158,6 +158,7 @@ class Broker
     zmq::socket_t zap_{context_, zmq::socket_type::router};
     zmq::socket_t commands_{context_, zmq::socket_type::router};
     zmq::socket_t live_{context_, zmq::socket_type::xpub};
+    LiveStream live_stream_;
     std::unique_ptr<ZmqWatch> zap_watch_;
     std::unique_ptr<ZmqWatch> commands_watch_;
     std::unique_ptr<ZmqWatch> live_watch_;

@@ -14,6 +14,12 @@ namespace
 {
 constexpr std::uint64_t max_deadline_ms = 3'600'000;
 constexpr std::uint64_t tick_ms = 20;
+
+/// W3C: the last bit of the last field of "00-TRACE-SPAN-FLAGS".
+bool is_sampled(std::string_view traceparent)
+{
+    return traceparent.size() == 55 && traceparent.starts_with("00-") && std::string_view{"13579bdf"}.find(traceparent[54]) != std::string_view::npos;
+}
 } // namespace
 
 void Broker::fail(const std::string& route, std::string_view correlation, const Error& error)
@@ -25,7 +31,7 @@ void Broker::fail_call(std::uint64_t delivery, const Error& error)
 {
     auto call = calls_.take(delivery);
     if (!call) { return; }
-    note_finished(*call, to_string(error.code), error.message);
+    note_finished(*call, to_string(error.code), wire::error_body(error));
     fail(call->caller_route, call->correlation, error);
 }
 
@@ -232,8 +238,19 @@ Task<> Broker::finish_keyed(Call call, std::string code, std::string body)
 
 void Broker::note_finished(const Call& call, std::string_view code, std::string_view body)
 {
-    (void)body;
-    stats_.finished(call, code, steady_us());
+    const std::uint64_t now_us = steady_us();
+    stats_.finished(call, code, now_us);
+    if (call.key.empty() || !is_sampled(call.traceparent)) { return; }
+    const std::uint64_t waited_until = call.delivered_us != 0 ? call.delivered_us : now_us;
+    schema::CommandFinished event;
+    event.command = call.command;
+    event.service = call.service;
+    event.caller = call.caller;
+    event.code = code;
+    if (code != wire::ok) { event.message = wire::error_from(code, body).message.substr(0, 512); }
+    event.took_ms = (now_us - call.received_us) / 1000;
+    event.waited_ms = (waited_until - call.received_us) / 1000;
+    say(std::move(event), call.traceparent);
 }
 
 schema::BusStats::Reply Broker::statistics() const

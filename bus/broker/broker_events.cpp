@@ -11,7 +11,6 @@ namespace dstack::bus
 
 namespace
 {
-constexpr int batch_per_turn = 256; ///< messages handled before others get a turn
 constexpr std::size_t frames_per_event = 7;  ///< id, type, subject, severity, time_ms, traceparent, data
 constexpr std::size_t cursors_per_answer = 256;
 
@@ -31,11 +30,11 @@ std::string_view fault_of(const EventHead& event, const schema::EventType* type,
 }
 } // namespace
 
-void Broker::say(const schema::EventType& type, std::string_view subject, std::string_view data)
+void Broker::say(const schema::EventType& type, std::string_view subject, std::string_view data, std::string_view traceparent)
 {
     const std::string id = uuid_v7();
     const EventHead head{.id = id, .type = type.name, .service = "bus", .subject = subject,
-                         .severity = schema::to_string(type.severity), .time_ms = unix_ms(), .traceparent = {}, .data = data};
+                         .severity = schema::to_string(type.severity), .time_ms = unix_ms(), .traceparent = traceparent, .data = data};
     enqueue(JournalEntry{{}, id, type.name, "bus", std::string{subject}, severity_rank(head.severity), head.time_ms, begin_envelope(head)});
 }
 
@@ -121,7 +120,7 @@ void Broker::settle(const std::vector<JournalEntry>& batch, const Result<Done>& 
     std::unordered_map<std::string_view, wire::Frames> answers;
     for (const JournalEntry& entry : batch)
     {
-        if (appended && !entry.duplicate) { tell(entry); }
+        if (appended && !entry.duplicate) { live_stream_.add(entry); }
         if (entry.publisher.empty()) { continue; } // the broker's own
         quotas_.end_event(entry.publisher, entry.charged_bytes);
         if (!appended)
@@ -149,16 +148,6 @@ void Broker::settle(const std::vector<JournalEntry>& batch, const Result<Done>& 
     }
 }
 
-void Broker::tell(const JournalEntry& entry)
-{
-    wire::Frames live;
-    live.reserve(3);
-    live.push_back(wire::frame(std::string{wire::event_topic}.append(entry.type)));
-    live.push_back(wire::frame(std::to_string(entry.sequence)));
-    live.push_back(wire::frame(entry.envelope));
-    wire::send(live_, live);
-}
-
 Task<> Broker::trim_journal()
 {
     trimming_ = true;
@@ -172,25 +161,12 @@ Task<> Broker::trim_journal()
     trimming_ = false;
 }
 
-void Broker::send_head()
-{
-    wire::Frames head;
-    head.push_back(wire::frame(wire::head_topic));
-    head.push_back(wire::frame(std::to_string(journal_->last())));
-    head.push_back(wire::frame(std::to_string(journal_->epoch())));
-    wire::send(live_, head);
-}
+void Broker::send_head() { live_stream_.head(journal_->last(), journal_->epoch()); }
 
 void Broker::on_subscriptions()
 {
-    wire::Frames frames;
-    bool any = false;
-    for (int i = 0; i < batch_per_turn && wire::receive(live_, frames); ++i)
-    {
-        any = true;
-        if (!frames.empty()) { note_subscription(frames[0]); }
-    }
-    if (any) { send_head(); } // a new subscriber learns at once that it is connected, and how far the journal is
+    const bool somebody_new = live_stream_.take_subscriptions([this](zmq::message_t& frame) { note_subscription(frame); });
+    if (somebody_new) { send_head(); } // it learns at once how far the journal is
 }
 
 void Broker::on_read(const Message& message)

@@ -64,7 +64,7 @@ void Broker::bind_sockets()
     commands_.set(zmq::sockopt::rcvhwm, 512); // per peer, and each may be large: the rest waits in the peer's own queue
     live_.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(live_message_limit));
     live_.set(zmq::sockopt::sndhwm, 10'000);
-    live_.set(zmq::sockopt::xpub_verbose, true);
+    live_.set(zmq::sockopt::xpub_verboser, true); // each subscription and its end: subscribers are counted
     {
         const Umask private_sockets{0117}; // 0660, from the very first moment
         commands_.bind("ipc://" + config_.directory + "/commands.sock");
@@ -204,6 +204,7 @@ void Broker::note_subscription(zmq::message_t& frame)
         connections_.belongs(live_, fd, *identity);
         if (!tokens_.check(identity->token, unix_ms())) { connections_.cut(fd, *identity); }
     }
+    if (wire::text(frame).starts_with('\0')) { return; } // the end of a subscription
     const std::size_t limit = quotas_.limits().subscriptions;
     const std::size_t made = connections_.subscribed(live_, fd);
     if (made <= limit) { return; }

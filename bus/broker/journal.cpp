@@ -151,6 +151,24 @@ Result<JournalPage> read_page(state::Connection& db, const std::string& path, co
     return page;
 }
 
+/// How far the oldest events hold `excess` bytes, one chunk at most.
+Result<std::uint64_t> sequence_behind(state::Connection& db, std::uint64_t first, std::uint64_t excess)
+{
+    constexpr std::uint64_t row_bytes = 250; ///< about what an event takes besides its envelope
+    auto rows = db.query("SELECT sequence, length(envelope) FROM events WHERE sequence >= ? ORDER BY sequence LIMIT ?", {first, trim_chunk});
+    if (!rows) { return std::move(rows).error(); }
+    std::uint64_t until = first;
+    for (std::uint64_t held = 0; held < excess;)
+    {
+        auto row = rows->step();
+        if (!row) { return std::move(row).error(); }
+        if (!*row) { break; }
+        until = static_cast<std::uint64_t>(rows->column_int(0));
+        held += static_cast<std::uint64_t>(rows->column_int(1)) + row_bytes;
+    }
+    return until;
+}
+
 /// The newest sequence that retention does not keep, at most one chunk beyond `first`; 0: it keeps all.
 Result<std::uint64_t> trim_until(state::Connection& db, const Retention& keep, std::uint64_t first, std::uint64_t last, std::uint64_t now_ms)
 {
@@ -166,7 +184,13 @@ Result<std::uint64_t> trim_until(state::Connection& db, const Retention& keep, s
     {
         auto used = one_number(db, "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size");
         if (!used) { return used; }
-        if (*used > keep.max_bytes) { until = std::max(until, first + trim_chunk); }
+        if (*used > keep.max_bytes)
+        {
+            // Half of it, again and again: an event takes more of its pages than its bytes tell.
+            auto behind = sequence_behind(db, first, (*used - keep.max_bytes + 1) / 2);
+            if (!behind) { return behind; }
+            until = std::max(until, *behind);
+        }
     }
     until = std::min({until, first + trim_chunk, last > 0 ? last - 1 : 0});
     return until < first ? 0 : until;
@@ -266,7 +290,7 @@ Task<Result<bool>> Journal::trim(std::uint64_t now_ms)
     if (*until == 0) { co_return false; }
     const std::uint64_t removed = *until + 1 - first_;
     first_ = *until + 1;
-    co_return removed >= trim_chunk;
+    co_return removed >= trim_chunk || retention_.max_bytes > 0; // how many bytes that was shows only now
 }
 
 Task<Result<Done>> Journal::remember_service(std::string service)

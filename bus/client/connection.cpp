@@ -207,7 +207,10 @@ void Client::State::welcomed()
 {
     welcome = true;
     goodbye = false;
-    for (auto& [id, request] : outstanding)
+    std::vector<Outstanding*> in_order;
+    for (const auto& [id, request] : outstanding) { in_order.push_back(request); }
+    std::sort(in_order.begin(), in_order.end(), [](const Outstanding* a, const Outstanding* b) { return a->number < b->number; });
+    for (Outstanding* request : in_order)
     {
         if (request->sent && !request->repeatable)
         {
@@ -355,6 +358,7 @@ Task<Result<wire::Frames>> Client::State::exchange(std::string id, std::vector<s
     if (refused_for_good && !welcome && config.service.empty()) { co_return *refusal; }
     Outstanding request{loop, std::move(frames)};
     request.repeatable = repeatable;
+    request.number = ++requests;
     outstanding.emplace(id, &request);
     struct Forget
     {
@@ -362,6 +366,8 @@ Task<Result<wire::Frames>> Client::State::exchange(std::string id, std::vector<s
         const std::string& id;
         ~Forget() { state.outstanding.erase(id); }
     } forget{*this, id};
+    // A new connection that nobody has noticed yet would carry this request before those that are to be sent again.
+    on_monitor();
     if (welcome)
     {
         request.sent = true;

@@ -15,6 +15,7 @@ struct Outstanding
 {
     Outstanding(Loop& loop, std::vector<std::string> request) : frames(std::move(request)), done(loop) {}
     std::vector<std::string> frames;
+    std::uint64_t number = 0; ///< counts requests: they are sent again in the order in which they were made
     bool repeatable = true; ///< may be sent again to a restarted broker
     bool sent = false;
     Event done;
@@ -127,6 +128,7 @@ struct Client::State
     Event changed;
     std::uint64_t next_correlation = 1;
     std::unordered_map<std::string, Outstanding*> outstanding;
+    std::uint64_t requests = 0; ///< made so far
     std::map<std::string, Served, std::less<>> served;
     std::deque<Request> queued;
     std::unordered_map<std::string, std::vector<std::string>> running_keys; ///< command+key -> deliveries that wait for it

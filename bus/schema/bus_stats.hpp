@@ -180,7 +180,7 @@ struct CommandFinished
         f("code", code, "ok, or the error's code");
         f("message", message, "the error's text, at most 512 bytes; empty when it succeeded");
         f("took_ms", took_ms, "from its arrival at the broker to its result, in ms");
-        f("waited_ms", waited_ms, "part of that in which the service was not there, in ms");
+        f("waited_ms", waited_ms, "part of that before it was delivered: the service was away, or the key was looked up, in ms");
     }
 };
 

@@ -30,6 +30,7 @@ const std::vector<EventEntry>& events()
         entry<ServiceUp>(),
         entry<ServiceDown>(),
         entry<BusGap>(),
+        entry<CommandFinished>(),
         entry<LeaseGranted>(),
         entry<LeaseReleased>(),
         entry<LeaseRefused>(),

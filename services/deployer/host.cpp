@@ -10,11 +10,12 @@ constexpr milliseconds call_limit{10'000};
 constexpr milliseconds create_limit{60'000}; ///< the VMM copies images and starts QEMU before it answers
 constexpr std::size_t max_exits = 1024;
 
-bus::CallOptions options_for(std::string key = {})
+bus::CallOptions options_for(std::string key, const std::string& trace)
 {
     bus::CallOptions options;
     options.deadline = call_limit;
     options.idempotency_key = std::move(key);
+    if (!trace.empty()) { options.traceparent = bus::child_traceparent(trace); }
     return options;
 }
 
@@ -82,58 +83,59 @@ Task<Result<Done>> Host::save(Work work, std::vector<Fact> facts)
     co_return saved;
 }
 
-Task<Result<std::vector<schema::Lease>>> Host::reserve(std::string owner, std::string key, std::vector<schema::LeaseWish> wishes)
+Task<Result<std::vector<schema::Lease>>> Host::reserve(std::string owner, std::string key, std::vector<schema::LeaseWish> wishes,
+                                                        std::string trace)
 {
     schema::LeaseReserve request;
     request.key = key;
     request.owner = owner;
     request.wishes = std::move(wishes);
-    auto options = options_for(key + ":reserve");
+    auto options = options_for(key + ":reserve", trace);
     auto reply = co_await client_.call(std::move(request), std::move(options));
     if (!reply) { co_return std::move(reply).error(); }
     co_return std::move(reply->leases);
 }
 
-Task<Result<Done>> Host::bind(std::string owner)
+Task<Result<Done>> Host::bind(std::string owner, std::string trace)
 {
     schema::LeaseBind request;
     request.owner = owner;
-    auto options = options_for();
+    auto options = options_for({}, trace);
     auto reply = co_await client_.call(std::move(request), std::move(options));
     if (!reply) { co_return std::move(reply).error(); }
     co_return Done{};
 }
 
-Task<Result<Done>> Host::release(std::string owner, std::string reason)
+Task<Result<Done>> Host::release(std::string owner, std::string reason, std::string trace)
 {
     schema::LeaseRelease request;
     request.owner = owner;
     request.reason = reason;
-    auto options = options_for();
+    auto options = options_for({}, trace);
     auto reply = co_await client_.call(std::move(request), std::move(options));
     if (!reply) { co_return std::move(reply).error(); }
     co_return Done{};
 }
 
-Task<Result<bool>> Host::allow(std::string app_id, std::string compose_hash, std::string reason, std::string key)
+Task<Result<bool>> Host::allow(std::string app_id, std::string compose_hash, std::string reason, std::string key, std::string trace)
 {
     schema::AuthAllowApp request;
     request.app_id = app_id;
     request.compose_hash = compose_hash;
     request.reason = reason;
-    auto options = options_for(key);
+    auto options = options_for(key, trace);
     auto reply = co_await client_.call(std::move(request), std::move(options));
     if (!reply) { co_return std::move(reply).error(); }
     co_return reply->changed;
 }
 
-Task<Result<Done>> Host::revoke(std::string app_id, std::string compose_hash, std::string reason)
+Task<Result<Done>> Host::revoke(std::string app_id, std::string compose_hash, std::string reason, std::string trace)
 {
     schema::AuthRevokeApp request;
     request.app_id = app_id;
     request.compose_hash = compose_hash;
     request.reason = reason;
-    auto options = options_for();
+    auto options = options_for({}, trace);
     auto reply = co_await client_.call(std::move(request), std::move(options));
     if (!reply) { co_return std::move(reply).error(); }
     co_return Done{};
@@ -144,7 +146,7 @@ Task<Result<std::optional<schema::Decision>>> Host::latest_decision(std::string 
     schema::AuthDecisions request;
     request.app_id = app_id;
     request.limit = 1;
-    auto options = options_for();
+    auto options = options_for({}, {});
     auto reply = co_await client_.call(std::move(request), std::move(options));
     if (!reply) { co_return std::move(reply).error(); }
     if (reply->decisions.empty()) { co_return std::optional<schema::Decision>{}; }
@@ -160,19 +162,19 @@ Task<Result<std::optional<VmSight>>> Host::look(std::string vm_id)
     return vmm_.look(std::move(vm_id));
 }
 
-Task<Result<std::string>> Host::create_vm(AppFacts app)
+Task<Result<std::string>> Host::create_vm(AppFacts app, std::string trace)
 {
     const std::string method = "CreateVm";
     auto body = create_vm_body(app, vm_defaults);
-    auto answer = co_await vmm_.call(method, std::move(body), create_limit);
+    auto answer = co_await vmm_.call(method, std::move(body), create_limit, std::move(trace));
     if (!answer) { co_return std::move(answer).error(); }
     co_return parse_id(*answer);
 }
 
-Task<Result<Done>> Host::vm_call(std::string method, std::string vm_id)
+Task<Result<Done>> Host::vm_call(std::string method, std::string vm_id, std::string trace)
 {
     auto body = id_body(vm_id);
-    auto answer = co_await vmm_.call(method, std::move(body), create_limit);
+    auto answer = co_await vmm_.call(method, std::move(body), create_limit, std::move(trace));
     if (!answer) { co_return std::move(answer).error(); }
     co_return Done{};
 }

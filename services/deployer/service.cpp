@@ -263,7 +263,8 @@ Task<> Deployer::execute(std::string operation, bool resumed)
         auto saved = co_await host_.save(work, facts);
         (void)saved;
     }
-    auto end = co_await run_operation(host_, std::move(work));
+    OperationHost host{host_, work.operation.traceparent};
+    auto end = co_await run_operation(host, std::move(work));
     log::info("operation ended", {{"operation", operation}, {"app", name}, {"kind", end.operation.kind}, {"state", end.operation.state}});
 }
 

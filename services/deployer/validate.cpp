@@ -16,7 +16,7 @@ Error refused(std::string message, std::string hint = {})
 }
 
 /// User input in a message: short, and without control bytes.
-std::string quoted(std::string_view text)
+std::string in_quotes(std::string_view text)
 {
     std::string out = "'";
     for (const char c : text.substr(0, 64))
@@ -32,19 +32,19 @@ Result<Done> check_name(std::string_view name)
     if (name.empty()) { return refused("an app needs a name", "pass -n NAME"); }
     if (name.size() > max_name_bytes)
     {
-        return refused("name " + quoted(name) + ": " + std::to_string(name.size()) + " bytes; at most 64 are allowed");
+        return refused("name " + in_quotes(name) + ": " + std::to_string(name.size()) + " bytes; at most 64 are allowed");
     }
     constexpr std::string_view others = "-_. @~!$^()";
     for (const char c : name)
     {
         const auto byte = static_cast<unsigned char>(c);
         if ((byte < 0x80 && std::isalnum(byte) != 0) || others.find(c) != std::string_view::npos) { continue; }
-        return refused("name " + quoted(name) + ": the VMM refuses the character " + quoted(std::string_view{&c, 1}),
+        return refused("name " + in_quotes(name) + ": the VMM refuses the character " + in_quotes(std::string_view{&c, 1}),
                        "use letters, digits and - _ . space @ ~ ! $ ^ ( )");
     }
     if (name.front() == ' ' || name.back() == ' ' || name.front() == '-')
     {
-        return refused("name " + quoted(name) + ": begins with '-' or begins or ends with a space");
+        return refused("name " + in_quotes(name) + ": begins with '-' or begins or ends with a space");
     }
     return Done{};
 }
@@ -58,7 +58,7 @@ Result<Done> check_image_name(std::string_view image)
     };
     if (image.size() > 64 || !std::all_of(image.begin(), image.end(), fits) || image.find("..") != std::string_view::npos)
     {
-        return refused("image " + quoted(image) + ": not an image name",
+        return refused("image " + in_quotes(image) + ": not an image name",
                        "at most 64 letters, digits and - _ . (see `dstackup image list`)");
     }
     return Done{};
@@ -83,7 +83,7 @@ Result<Done> check_ports(const std::vector<PortMapping>& ports)
         const PortMapping& port = ports[i];
         if (port.protocol != "tcp" && port.protocol != "udp")
         {
-            return refused("port protocol " + quoted(port.protocol) + ": not tcp or udp");
+            return refused("port protocol " + in_quotes(port.protocol) + ": not tcp or udp");
         }
         if (port.vm_port == 0 || port.vm_port > 65535)
         {
@@ -92,7 +92,7 @@ Result<Done> check_ports(const std::vector<PortMapping>& ports)
         if (port.host_port > 65535) { return refused("host port " + std::to_string(port.host_port) + ": not 0 to 65535"); }
         if (!is_address(port.host_address))
         {
-            return refused("host address " + quoted(port.host_address) + ": not an IP address");
+            return refused("host address " + in_quotes(port.host_address) + ": not an IP address");
         }
         for (std::size_t j = 0; j < i; ++j)
         {

@@ -1,4 +1,5 @@
 #include "services/deployer/vmm.hpp"
+#include "bus/client/client.hpp"
 
 namespace dstack::deployer
 {
@@ -6,6 +7,7 @@ namespace dstack::deployer
 namespace
 {
 constexpr milliseconds short_limit{5'000};
+const std::string no_trace; ///< a look is no part of anybody's work
 
 bool refused(const Error& error)
 {
@@ -13,7 +15,7 @@ bool refused(const Error& error)
 }
 } // namespace
 
-Task<Result<std::string>> Vmm::call(std::string method, std::string body, milliseconds limit)
+Task<Result<std::string>> Vmm::call(std::string method, std::string body, milliseconds limit, std::string trace)
 {
     const auto begun = std::chrono::steady_clock::now();
     for (;;)
@@ -22,6 +24,7 @@ Task<Result<std::string>> Vmm::call(std::string method, std::string body, millis
         request.method = "POST";
         request.url = url_ + "/prpc/" + method + "?json";
         request.headers.add("Content-Type", "application/json");
+        if (!trace.empty()) { request.headers.add("traceparent", bus::child_traceparent(trace)); }
         if (!token_.empty()) { request.headers.add("Authorization", "Bearer " + token_); }
         request.body = body;
         request.timeout = limit;
@@ -45,7 +48,7 @@ Task<Result<std::vector<ImageInfo>>> Vmm::images()
 {
     const std::string method = "ListImages";
     const std::string body = "{}";
-    auto text = co_await call(method, body, short_limit);
+    auto text = co_await call(method, body, short_limit, no_trace);
     if (!text) { co_return std::move(text).error(); }
     co_return parse_images(*text);
 }
@@ -54,7 +57,7 @@ Task<Result<std::vector<VmSight>>> Vmm::vms()
 {
     const std::string method = "Status";
     const std::string body = "{\"brief\":true}";
-    auto text = co_await call(method, body, short_limit);
+    auto text = co_await call(method, body, short_limit, no_trace);
     if (!text) { co_return std::move(text).error(); }
     co_return parse_vms(*text);
 }
@@ -63,7 +66,7 @@ Task<Result<std::optional<VmSight>>> Vmm::look(std::string vm_id)
 {
     const std::string method = "GetInfo";
     const std::string body = id_body(vm_id);
-    auto text = co_await call(method, body, short_limit);
+    auto text = co_await call(method, body, short_limit, no_trace);
     if (!text) { co_return std::move(text).error(); }
     co_return parse_info(*text);
 }

@@ -20,7 +20,8 @@ class Vmm
 
     /// POST /prpc/<method>?json. Its own words when it answers with an error; a refused connection is tried again for the
     /// patience, since nothing was sent; any other failure of the transport leaves open whether the VMM has done it.
-    Task<Result<std::string>> call(std::string method, std::string body, milliseconds limit);
+    /// `trace`: sent along as the traceparent header, as a child; may be empty.
+    Task<Result<std::string>> call(std::string method, std::string body, milliseconds limit, std::string trace);
     Task<Result<std::vector<ImageInfo>>> images();
     Task<Result<std::vector<VmSight>>> vms();
     Task<Result<std::optional<VmSight>>> look(std::string vm_id);

@@ -114,8 +114,8 @@ Task<int> deploy(Session& session)
         auto ready = co_await watch->catch_up();
         if (!ready) { co_return session.fail(ready.error()); }
     }
-    bus::CallOptions options;
-    options.deadline = milliseconds{30'000};
+    auto options = session.call_options(30'000);
+    options.deadline = milliseconds{30'000}; // --timeout is for the app to answer
     auto reply = co_await session.bus().call(std::move(request), std::move(options));
     if (!reply) { co_return session.fail(reply.error()); }
     if (session.options().dry_run) { co_return say_plan(session, *reply); }

@@ -19,6 +19,7 @@ Task<int> dispatch(Session& session)
     if (verb == "info") { co_return co_await app_info(session); }
     if (verb == "leases") { co_return co_await show_leases(session); }
     if (verb == "events") { co_return co_await show_events(session); }
+    if (verb == "trace") { co_return co_await show_trace(session); }
     if (verb == "bus services") { co_return co_await bus_services(session); }
     if (verb == "bus top") { co_return co_await bus_top(session); }
     if (verb == "logs") { co_return co_await show_logs(session); }

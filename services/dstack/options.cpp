@@ -95,8 +95,10 @@ void add_streams(CLI::App& app, Options& o)
     events->add_option("--severity", o.severity, "this severity or worse")->check(CLI::IsMember({"debug", "info", "warning", "error"}));
 }
 
-void add_bus(CLI::App& app)
+void add_bus(CLI::App& app, Options& o)
 {
+    auto* trace = app.add_subcommand("trace", "one deploy (start, stop, rm) as a tree: its commands, steps and events, with durations");
+    trace->add_option("id", o.app, "an app (its last operation), an operation, a trace id, an event's id or cursor")->required();
     auto* bus = app.add_subcommand("bus", "the bus itself: who is on it, and how it fares");
     bus->require_subcommand(1);
     bus->add_subcommand("services", "who is registered, since when, and how often it was restarted");
@@ -190,7 +192,7 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
     add_deploy(app, o, w);
     add_app_verbs(app, o);
     add_streams(app, o);
-    add_bus(app);
+    add_bus(app, o);
     for (auto* verb : app.get_subcommands({})) { verb->fallthrough(); }
     app.require_subcommand(0, 1);
     try
@@ -227,14 +229,14 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
 std::string bash_completion()
 {
     return R"(_dstack() {
-    local verbs="deploy run ls apps ps info logs events bus stop start rm leases version completion"
+    local verbs="deploy run ls apps ps info logs events trace bus stop start rm leases version completion"
     local flags="--json --quiet --verbose --no-color --no-input --yes --dry-run --timeout --prefix --host --token-file --help --version"
     if [ "$COMP_CWORD" -eq 1 ]; then
         COMPREPLY=($(compgen -W "$verbs $flags" -- "${COMP_WORDS[COMP_CWORD]}"))
         return
     fi
     case "${COMP_WORDS[1]}" in
-    info|logs|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    info|logs|trace|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     bus) COMPREPLY=($(compgen -W "services top $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     events) COMPREPLY=($(compgen -W "-f --from --type --subject --source --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;

@@ -111,6 +111,7 @@ Task<Result<Done>> Session::connect()
 bus::CallOptions Session::call_options(std::uint64_t default_ms) const
 {
     bus::CallOptions options;
+    options.traceparent = traceparent_;
     const std::uint64_t limit = options_.timeout_ms != 0 ? options_.timeout_ms : default_ms;
     options.deadline = milliseconds{static_cast<std::int64_t>(std::min<std::uint64_t>(limit, 600'000))};
     return options;

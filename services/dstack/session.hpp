@@ -48,6 +48,7 @@ class Session
     Options options_;
     Result<bus::ClientConfig> where_;
     bus::Client client_;
+    std::string traceparent_ = bus::make_traceparent(); ///< of all that this run asks for
     bool incomplete_ = false;
     UvHandle<uv_poll_t> reader_;
     int reader_fd_ = -1;

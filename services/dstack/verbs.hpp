@@ -12,6 +12,7 @@ Task<int> change_app(Session& session); ///< stop, start, rm
 Task<int> show_leases(Session& session);
 Task<int> show_events(Session& session);
 Task<int> show_logs(Session& session);
+Task<int> show_trace(Session& session);
 Task<int> bus_services(Session& session);
 Task<int> bus_top(Session& session);
 

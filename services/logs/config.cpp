@@ -24,9 +24,16 @@ Result<Config> parse_config(std::string_view toml)
     {
         section.refuse("store_dir", "one of socket and listen must be there too");
     }
+    document->section("events")
+        .read("listen", out.events_listen)
+        .read("port", out.events_port, 0, 65535)
+        .read("token_file", out.events_token_file)
+        .read_ms("heartbeat_ms", out.events_heartbeat, 100, 600'000)
+        .read_ms("stall_ms", out.events_stall, 100, 600'000);
     document->section("bus").read("directory", out.bus_directory);
     auto complete = document->finish();
     if (!complete) { return std::move(complete).error(); }
+    if (out.events_token_file.empty()) { out.events_token_file = out.store_dir + "/events.token"; }
     return out;
 }
 

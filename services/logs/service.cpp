@@ -4,6 +4,7 @@
 #include "bus/schema/vm.hpp"
 #include "services/logs/api.hpp"
 #include "services/logs/collector.hpp"
+#include "services/logs/event_server.hpp"
 #include "shared/http/server.hpp"
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
@@ -83,20 +84,32 @@ Task<Result<Done>> Service::run()
     if (!started) { co_return std::move(started).error(); }
     std::unique_ptr<Api> api;
     const http::Limits limits;
-    http::Server server{loop_, limits, [&api](http::Request request) { return api->answer(std::move(request)); }};
+    EventServer events{loop_, config_};
+    http::Server server{loop_, limits,
+                        [&api, &events](http::Request request)
+                        {
+                            // An address beside the socket has no token: events are not for whoever reaches it.
+                            if (request.peer == "unix" && request.path() == "/events") { return events.answer(std::move(request)); }
+                            return api->answer(std::move(request));
+                        }};
     auto url = listen(server);
     if (!url) { co_return std::move(url).error(); }
+    auto opened = events.open();
+    if (!opened) { co_return std::move(opened).error(); }
     api = std::make_unique<Api>(loop_, collector_, *url);
     if (!config_.bus_directory.empty())
     {
         bus_ = std::make_unique<bus::Client>(loop_, bus::ClientConfig{config_.bus_directory, "logs"});
         bus_->serve<schema::LogsQuery>([api = api.get()](schema::LogsQuery query, bus::CallContext)
                                        { return api->query(std::move(query)); });
+        events.use(bus_.get());
         scope_.spawn(connect());
     }
     daemon_.ready();
-    log::info("serving", {{"url", *url}, {"sources", collector_.sources().size()}});
+    log::info("serving", {{"url", *url}, {"sources", collector_.sources().size()}, {"events", events.address()}});
     co_await daemon_.stop_requested();
+    server.stop_accepting();
+    co_await events.drain(drain_limit);
     co_await server.drain(drain_limit);
     if (bus_) { co_await bus_->disconnect(drain_limit); }
     scope_.cancel();

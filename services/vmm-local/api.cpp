@@ -64,7 +64,8 @@ Task<http::Response> Api::prpc(http::Request request)
                                                       "or send Content-Type: application/json"));
     }
     std::string body = request.method == "POST" ? std::move(request.body) : query_to_json(request.query());
-    auto answer = co_await call(method, std::move(body));
+    std::string trace{request.headers.get("traceparent")};
+    auto answer = co_await call(method, std::move(body), std::move(trace));
     if (!answer)
     {
         log::warn("request refused", {{"method", method}, {"error", answer.error().message}});
@@ -73,7 +74,7 @@ Task<http::Response> Api::prpc(http::Request request)
     co_return http::json_response(200, std::move(*answer));
 }
 
-Task<Result<std::string>> Api::call(std::string method, std::string body)
+Task<Result<std::string>> Api::call(std::string method, std::string body, std::string trace)
 {
     if (method == "Version") { co_return version_answer(); }
     if (method == "GetMeta") { co_return meta_answer(vmm_.config()); }
@@ -108,6 +109,7 @@ Task<Result<std::string>> Api::call(std::string method, std::string body)
             if (!parses) { co_return std::move(parses).error(); }
             co_return hash_answer(compose_hash(request->compose_file));
         }
+        if (trace.size() == 55) { request->trace = std::move(trace); }
         auto id = co_await vmm_.create(std::move(*request));
         if (!id) { co_return std::move(id).error(); }
         co_return id_answer(*id);
@@ -122,6 +124,7 @@ Task<Result<std::string>> Api::call(std::string method, std::string body)
         co_return info_answer(view ? &*view : nullptr, now_ms());
     }
     if (!valid_vm_id(request->id)) { co_return Error{Errc::invalid_argument, "invalid VM id", {}, {}}; }
+    vmm_.note_trace(request->id, trace);
     if (method == "StartVm")
     {
         auto done = co_await vmm_.start(request->id);

@@ -13,7 +13,7 @@ class Api
 
   private:
     Task<http::Response> prpc(http::Request request);
-    Task<Result<std::string>> call(std::string method, std::string body);
+    Task<Result<std::string>> call(std::string method, std::string body, std::string trace);
     Task<http::Response> logs(http::Request request);
     Vmm& vmm_;
 };

@@ -21,9 +21,9 @@ class Events
     /// Connects in the background and publishes from then on.
     void start();
     template <schema::EventStruct E>
-    void emit(E event)
+    void emit(E event, std::string traceparent = {})
     {
-        emit_raw(bus::Client::make_event(std::move(event)));
+        emit_raw(bus::Client::make_event(std::move(event), bus::Trace{std::move(traceparent)}));
     }
     /// Waits until what was emitted is durable in the outbox, says goodbye to the bus.
     Task<> stop(milliseconds limit);

@@ -55,7 +55,7 @@ Task<> Vmm::reopen_host_api(VmPtr vm)
 
 void Vmm::refuse_notify(Vm& vm, std::string reason)
 {
-    events_.emit(schema::VmNotifyRefused{vm.manifest.id, vm.manifest.name, std::move(reason)});
+    emit(vm, schema::VmNotifyRefused{vm.manifest.id, vm.manifest.name, std::move(reason)});
 }
 
 Task<http::Response> Vmm::answer_guest(Vm* owner, http::Request request)
@@ -131,14 +131,14 @@ Task<Result<Done>> Vmm::notify(VmPtr vm, std::string event, std::string payload)
     const std::string& name = vm->manifest.name;
     switch (effect.kind)
     {
-    case Kind::progress: events_.emit(schema::VmBootProgress{id, name, payload}); break;
+    case Kind::progress: emit(*vm, schema::VmBootProgress{id, name, payload}); break;
     case Kind::ready:
-        events_.emit(schema::VmBootProgress{id, name, payload});
-        events_.emit(schema::VmReady{id, name, vm->instance_id, now - vm->state.started_at_ms});
+        emit(*vm, schema::VmBootProgress{id, name, payload});
+        emit(*vm, schema::VmReady{id, name, vm->instance_id, now - vm->state.started_at_ms});
         break;
-    case Kind::error: events_.emit(schema::VmBootError{id, name, payload}); break;
+    case Kind::error: emit(*vm, schema::VmBootError{id, name, payload}); break;
     case Kind::powering_off:
-        if (vm->state.stop_asked.empty()) { events_.emit(schema::VmStopping{id, name, "guest"}); }
+        if (vm->state.stop_asked.empty()) { emit(*vm, schema::VmStopping{id, name, "guest"}); }
         break;
     case Kind::refused: refuse_notify(*vm, effect.refused); break;
     case Kind::error_cleared:

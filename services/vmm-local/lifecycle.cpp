@@ -73,7 +73,7 @@ Task<Result<Done>> Vmm::start_locked(VmPtr vm, bool automatic)
     vm->starting = false;
     if (launched)
     {
-        events_.emit(schema::VmStarted{vm->manifest.id, vm->manifest.name, static_cast<std::uint64_t>(vm->watch->who().pid),
+        emit(*vm, schema::VmStarted{vm->manifest.id, vm->manifest.name, static_cast<std::uint64_t>(vm->watch->who().pid),
                                        vm->state.accel, vm->dir + "/serial.log"});
         co_return Done{};
     }
@@ -339,10 +339,10 @@ Task<> Vmm::record_exit(VmPtr vm, std::string qmp_reason)
         auto saved = co_await save(vm);
         if (saved) { forget_pid(vm->dir); } // kept otherwise: the next VMM records this exit again
     }
-    if (verdict.expected) { events_.emit(schema::VmStopped{vm->manifest.id, vm->manifest.name, verdict.how}); }
+    if (verdict.expected) { emit(*vm, schema::VmStopped{vm->manifest.id, vm->manifest.name, verdict.how}); }
     else
     {
-        events_.emit(schema::VmExited{vm->manifest.id, vm->manifest.name, verdict.reason, words.lines, delay.has_value()});
+        emit(*vm, schema::VmExited{vm->manifest.id, vm->manifest.name, verdict.reason, words.lines, delay.has_value()});
     }
     vm->ended.set();
     if (delay) { background_.spawn(restart_later(vm, *delay, vm->run)); }
@@ -405,7 +405,7 @@ Task<Result<Done>> Vmm::do_stop(std::string id)
     if (!saved) { co_return std::move(saved).error().within("Failed to set started"); }
     if (running)
     {
-        events_.emit(schema::VmStopping{vm->manifest.id, vm->manifest.name, "stop"});
+        emit(*vm, schema::VmStopping{vm->manifest.id, vm->manifest.name, "stop"});
         if (vm->watch)
         {
             auto killed = vm->watch->kill(SIGKILL);
@@ -435,7 +435,7 @@ Task<Result<Done>> Vmm::do_shutdown(std::string id)
     vm->state.stop_asked = "shutdown";
     auto saved = co_await save(vm);
     if (!saved) { co_return saved; }
-    if (first) { events_.emit(schema::VmStopping{vm->manifest.id, vm->manifest.name, "shutdown"}); }
+    if (first) { emit(*vm, schema::VmStopping{vm->manifest.id, vm->manifest.name, "shutdown"}); }
     auto asked = co_await qmp->execute("system_powerdown", milliseconds{5'000});
     if (!asked && vm->running()) { co_return std::move(asked).error(); }
     if (first) { background_.spawn(watch_shutdown(vm, vm->run)); }

@@ -34,6 +34,7 @@ struct GpuConfig
 
 struct VmConfiguration
 {
+    std::string trace; ///< not of the message: W3C trace context of the request, or empty
     std::string name;
     std::string image;
     std::string compose_file;

@@ -129,7 +129,7 @@ void Vmm::take_over(FoundVm found)
             ++vm->run;
             if (!vm->removing)
             {
-                events_.emit(schema::VmAdopted{vm->manifest.id, vm->manifest.name,
+                emit(*vm, schema::VmAdopted{vm->manifest.id, vm->manifest.name,
                                                static_cast<std::uint64_t>(found.process->pid), vm->dir + "/serial.log"});
                 background_.spawn(reopen_host_api(vm));
                 background_.spawn(adopt_monitor(vm));
@@ -245,6 +245,7 @@ Task<Result<std::string>> Vmm::do_create(VmConfiguration request)
     vm->manifest.created_at_ms = now_ms();
     vm->compose_hash = std::move(hash);
     vm->dir = config_.vms_dir() + "/" + vm->manifest.id;
+    vm->trace = request.trace;
     vm->creating = true;
     vms_[vm->manifest.id] = vm; // from here on its ports are taken
     struct Forget               // unless it is complete at the end
@@ -274,7 +275,7 @@ Task<Result<std::string>> Vmm::do_create(VmConfiguration request)
     auto written = co_await offload(loop_, write);
     if (!written) { co_return no_room(std::move(written).error()); }
     vm->creating = false;
-    events_.emit(schema::VmCreated{vm->manifest.id, vm->manifest.name, vm->manifest.app_id, vm->compose_hash, vm->manifest.image,
+    emit(*vm, schema::VmCreated{vm->manifest.id, vm->manifest.name, vm->manifest.app_id, vm->compose_hash, vm->manifest.image,
                                    vm->manifest.vcpu, vm->manifest.memory, vm->dir + "/serial.log"});
     const std::string id = vm->manifest.id;
     if (request.stopped) { co_return id; }
@@ -284,6 +285,12 @@ Task<Result<std::string>> Vmm::do_create(VmConfiguration request)
     auto undone = co_await undo_create(vm);
     if (!undone) { log::error("vm not removed after a failed start", {{"vm", id}, {"error", undone.error().message}}); }
     co_return error;
+}
+
+void Vmm::note_trace(std::string_view id, std::string_view trace)
+{
+    const auto vm = find(id);
+    if (vm && trace.size() == 55) { vm->trace = trace; }
 }
 
 Task<Result<Done>> Vmm::undo_create(VmPtr vm)
@@ -302,7 +309,7 @@ Task<Result<Done>> Vmm::undo_create(VmPtr vm)
     }
     vms_.erase(vm->manifest.id);
     vm->host_api.reset();
-    events_.emit(schema::VmRemoved{vm->manifest.id, vm->manifest.name});
+    emit(*vm, schema::VmRemoved{vm->manifest.id, vm->manifest.name});
     co_return Done{};
 }
 
@@ -354,7 +361,7 @@ Task<> Vmm::finish_removal(VmPtr vm)
     }
     vms_.erase(id);
     vm->host_api.reset();
-    events_.emit(schema::VmRemoved{id, vm->manifest.name});
+    emit(*vm, schema::VmRemoved{id, vm->manifest.name});
 }
 
 // --- reading -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ struct Vm
     std::string compose_hash;
     std::string instance_id;
     std::string image_version;
+    std::string trace;     ///< W3C trace context of who started or stopped it last, until that has come to its end
     bool creating = false; ///< counts for port conflicts, is not shown yet
     bool removing = false; ///< everything else gives way
 
@@ -55,6 +56,8 @@ class Vmm
     /// Lets operations in flight end, up to `limit`. Guests go on.
     Task<> close(milliseconds limit);
 
+    /// The trace context of the request that comes next for this VM; what happens to the VM is said with it.
+    void note_trace(std::string_view id, std::string_view trace);
     // The operations of the prpc API. They go on when the caller goes away.
     Task<Result<std::string>> create(VmConfiguration request);
     Task<Result<Done>> start(std::string id);
@@ -105,6 +108,15 @@ class Vmm
         operations_.spawn(run_operation(std::move(operation), outcome));
         co_await outcome->done.wait();
         co_return *outcome->value;
+    }
+
+    template <schema::EventStruct E>
+    void emit(Vm& vm, E event)
+    {
+        events_.emit(std::move(event), vm.trace.empty() ? std::string{} : bus::child_traceparent(vm.trace));
+        using namespace schema;
+        constexpr bool ends = std::is_same_v<E, VmReady> || std::is_same_v<E, VmStopped> || std::is_same_v<E, VmExited> || std::is_same_v<E, VmRemoved>;
+        if (ends && !vm.removing) { vm.trace.clear(); } // what the guest does from here on is its own
     }
 
     // vmm.cpp

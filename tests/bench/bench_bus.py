@@ -24,7 +24,7 @@ def build_drivers(say):
         environment.update(CC="ccache gcc", CXX="ccache g++")
     if not (DRIVERS / "build.ninja").exists():
         say("bus: configuring the drivers")
-        subprocess.run(["meson", "setup", str(DRIVERS), str(TOP), "-Dbench=true"], check=True, stdout=subprocess.DEVNULL, env=environment)
+        subprocess.run(["meson", "setup", str(DRIVERS), str(TOP), "-Dbench=true", "-Doptimization=2"], check=True, stdout=subprocess.DEVNULL, env=environment)
     done = subprocess.run(["ninja", "-C", str(DRIVERS), "bench-drivers"], capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise AssertionError(f"the drivers do not build:\n{done.stdout[-4000:]}")
@@ -168,6 +168,18 @@ def resident(pid):
     return tuple(int(sizes[name].split()[0]) * 1024 / 1e6 for name in ("Rss", "Pss"))
 
 
+def resident_idle(pid):
+    """The same, once it does not change any more: idle, not just started."""
+    seen = []
+
+    def settled():
+        seen.append(resident(pid)[0])
+        return len(seen) > 1 and seen[-1] == seen[-2]
+
+    wait_for(settled, "the resident memory of an idle process stays the same", 20, 0.5)
+    return resident(pid)
+
+
 def bar(name, value, unit, limit, peer=None, least=False, absolute=False):
     """A limit of a bar with a peer is one of the ratio, otherwise (and with `absolute`) of the value; `least`: at least."""
     ratio = None if peer is None else value / peer
@@ -182,11 +194,11 @@ def bench_publish(quick, say):
     ours, theirs, idle, loaded, peer_idle, peer_loaded = [], [], [], [], [], []
     for _ in range(ROUNDS):
         with Nats() as nats:
-            peer_idle.append(resident(nats.process.pid)[0])
+            peer_idle.append(resident_idle(nats.process.pid)[0])
             theirs.append(nats.drive("publish", warmup=20_000, count=count))
             peer_loaded.append(resident(nats.process.pid)[0])
         with Bus() as bus:
-            idle.append(resident(bus.broker.pid))
+            idle.append(resident_idle(bus.broker.pid))
             ours.append(bus.drive("publish", warmup=20_000, count=count))
             loaded.append(resident(bus.broker.pid))
             single = bus.drive("publish", count=min(count, 100_000), batch="off")

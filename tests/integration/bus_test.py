@@ -18,7 +18,7 @@ PROBE = BUILD / "tests/integration/bus_probe"
 class Bus:
     """A broker in a prefix, and probes that it takes for services by the path they are run from."""
 
-    def __init__(self, prefix):
+    def __init__(self, prefix, settings="", environment=None):
         self.prefix = prefix
         self.probes = []
         folder = prefix.path / "probes"
@@ -28,8 +28,8 @@ class Bus:
         self.folder = folder
         services = "".join(f'{name} = "exe:{folder / name}"\n' for name in ("allocator", "deployer", "vmm-local"))
         self.journal = prefix.state("bus") / "journal.db"
-        config = f'[bus]\ndirectory = "{prefix.bus}"\njournal = "{self.journal}"\n\n[identity.services]\n{services}'
-        self.broker = prefix.start("bus", config)
+        config = f'[bus]\ndirectory = "{prefix.bus}"\njournal = "{self.journal}"\n{settings}\n[identity.services]\n{services}'
+        self.broker = prefix.start("bus", config, environment)
 
     def restart(self, signal_number=signal.SIGKILL):
         self.broker.kill(signal_number)
@@ -52,8 +52,8 @@ class Bus:
 class Probe:
     """A probe in the background whose lines can be awaited."""
 
-    def __init__(self, command):
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command, **options):
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
         self.lines = []
         self.fresh = queue.Queue()
         self.reader = threading.Thread(target=self.read, daemon=True)

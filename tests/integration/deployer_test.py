@@ -37,6 +37,7 @@ class Vmm:
         self.pages = {}
         self.created = 0
         self.calls = []
+        self.traces = []        # (method, traceparent header)
         self.hold = {}          # method -> threading.Event: the answer waits for it
         self.boots = True
         self.boot_error = ""
@@ -48,6 +49,7 @@ class Vmm:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
                 method = self.path.split("?")[0].rsplit("/", 1)[1]
+                vmm.traces.append((method, self.headers.get("traceparent")))
                 status, answer = vmm.answer(method, body)
                 data = json.dumps(answer).encode()
                 try:

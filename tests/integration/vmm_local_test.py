@@ -178,6 +178,22 @@ class VmmLocal(unittest.TestCase):
         self.assertNotEqual(self.pid(vm), pid)
         self.assertEqual(self.info(vm)["status"], "running")
 
+    def test_what_a_request_causes_carries_its_trace(self):
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        header = {"Content-Type": "application/json", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        request = {"name": "tiny", "image": "tiny-0.6.0", "compose_file": COMPOSE, "vcpu": 1, "memory": 192}
+        status, answer = http(f"http://127.0.0.1:{self.port}/prpc/CreateVm?json", json.dumps(request).encode(), header, timeout=60)
+        self.assertEqual(status, 200, answer)
+        vm = json.loads(answer)["id"]
+        self.addCleanup(self.remove, vm)
+        self.assertEqual(self.notify(vm, "boot.progress", "done")[0], 200)
+        self.assertEqual(self.notify(vm, "boot.error", "later, of its own")[0], 200)
+        wait_for(lambda: "vm.boot_error" in self.events(vm), "the story is told")
+        with contextlib.closing(sqlite3.connect(f"file:{self.prefix.state('bus')}/journal.db?mode=ro", uri=True)) as journal:
+            rows = journal.execute("SELECT type, envelope FROM events WHERE subject = ? ORDER BY sequence", (vm,)).fetchall()
+        traced = {kind: json.loads(envelope).get("traceparent", "")[3:35] for kind, envelope in rows}
+        self.assertEqual(traced, {"vm.created": trace, "vm.started": trace, "vm.boot_progress": trace, "vm.ready": trace, "vm.boot_error": ""})
+
     def test_a_guest_that_died_with_nobody_there_has_exited(self):
         vm = self.create()
         pid = self.pid(vm)
