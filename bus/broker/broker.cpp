@@ -283,6 +283,7 @@ void Broker::on_tick()
                         waiting ? "see `dstack events --type service.`" : "the outcome is not known: look before trying again", {}});
     }
     check_silence();
+    retry_own_events();
     on_peers_tick(now);
     stats_.sweep(now);
     send_head();
@@ -349,6 +350,7 @@ Task<Result<Done>> serve(Daemon& daemon, BrokerConfig config)
     const std::string directory = config.directory;
     const std::string metrics_socket = config.metrics;
     Broker broker{daemon.loop(), std::move(config), std::move(*journal)};
+    broker.on_health([&daemon](std::string_view text) { daemon.status(text); });
     auto listening = broker.listen();
     if (!listening) { co_return std::move(listening).error(); }
     http::Server metrics{daemon.loop(), metrics_limits(), [&broker](http::Request request) { return answer_metrics(&broker, std::move(request)); }};

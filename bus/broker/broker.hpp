@@ -14,6 +14,7 @@
 #include "shared/crypto/bytes.hpp"
 #include "shared/runtime/daemon.hpp"
 #include <deque>
+#include <functional>
 #include <unordered_map>
 
 namespace dstack::bus
@@ -53,6 +54,8 @@ class Broker
     Result<Done> listen();
     /// What bus.stats answers.
     schema::BusStats::Reply statistics() const;
+    /// Told one line whenever the broker begins or ends to refuse events, because its journal fails.
+    void on_health(std::function<void(std::string_view)> told) { on_health_ = std::move(told); }
     /// Waits until all that was accepted is durable and answered.
     Task<> drain(milliseconds limit);
 
@@ -125,7 +128,9 @@ class Broker
     void unpublished(const std::string& route, std::string_view id, const Error& error);
     void enqueue(JournalEntry entry);
     Task<> commit_events();
-    void settle(const std::vector<JournalEntry>& batch, const Result<Done>& appended);
+    void settle(std::vector<JournalEntry>& batch, const Result<Done>& appended);
+    void note_journal(const Result<Done>& appended, std::size_t events);
+    void retry_own_events();
     Task<> trim_journal();
     Task<> read_events(std::string route, std::string correlation, JournalQuery query);
 
@@ -170,6 +175,11 @@ class Broker
     std::vector<JournalEntry> unanswered_; ///< published, not yet on their way to the disk
     bool committing_ = false;
     bool trimming_ = false;
+    std::string journal_error_; ///< of the last append; empty: it was well
+    std::uint64_t journal_failed_ms_ = 0;
+    std::uint64_t journal_refused_ = 0;
+    std::vector<JournalEntry> own_refused_;
+    std::function<void(std::string_view)> on_health_;
     std::uint64_t trimmed_ms_ = 0;
     Event committed_;
 

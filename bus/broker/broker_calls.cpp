@@ -261,6 +261,7 @@ schema::BusStats::Reply Broker::statistics() const
     reply.epoch = journal_->epoch();
     reply.first_sequence = journal_->first();
     reply.last_sequence = journal_->last();
+    reply.journal_error = journal_error_;
     reply.events_waiting = unanswered_.size();
     reply.calls_in_flight = calls_.size();
     reply.reads_running = quotas_.reads();

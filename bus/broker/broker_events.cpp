@@ -13,6 +13,7 @@ namespace
 {
 constexpr std::size_t frames_per_event = 7;  ///< id, type, subject, severity, time_ms, traceparent, data
 constexpr std::size_t cursors_per_answer = 256;
+constexpr std::size_t max_own_refused = 1000; ///< the broker's own events that wait for a journal that fails
 
 /// Empty, or what is wrong with an event as it came.
 std::string_view fault_of(const EventHead& event, const schema::EventType* type, bool time_known)
@@ -107,21 +108,55 @@ Task<> Broker::commit_events()
         auto appended = co_await journal_->append(batch);
         if (appended) { stats_.committed(batch->size(), steady_us() - begun_us); }
         settle(*batch, appended);
+        note_journal(appended, batch->size());
         if (journal_->over_full() && !trimming_) { scope_.spawn(trim_journal()); }
     }
     committing_ = false;
     committed_.set();
 }
 
-void Broker::settle(const std::vector<JournalEntry>& batch, const Result<Done>& appended)
+void Broker::note_journal(const Result<Done>& appended, std::size_t events)
 {
-    if (!appended) { log::error("events not journalled", {{"count", batch.size()}, {"error", appended.error().message}}); }
+    if (!appended)
+    {
+        if (journal_error_.empty())
+        {
+            journal_failed_ms_ = unix_ms();
+            log::error("events not journalled", {{"count", events}, {"error", appended.error().message}});
+        }
+        journal_error_ = appended.error().message;
+        journal_refused_ += events;
+        if (on_health_) { on_health_("events are refused: " + journal_error_); }
+        return;
+    }
+    if (journal_error_.empty()) { return; }
+    schema::BusJournalRecovered event;
+    event.failed_ms = unix_ms() - journal_failed_ms_;
+    event.refused = std::exchange(journal_refused_, 0);
+    event.error = std::exchange(journal_error_, {});
+    log::info("events are journalled again", {{"failed_ms", event.failed_ms}, {"refused", event.refused}});
+    say(std::move(event));
+    if (on_health_) { on_health_("serving"); }
+}
+
+void Broker::retry_own_events()
+{
+    if (own_refused_.empty() || committing_) { return; }
+    for (JournalEntry& entry : std::exchange(own_refused_, {})) { enqueue(std::move(entry)); }
+}
+
+void Broker::settle(std::vector<JournalEntry>& batch, const Result<Done>& appended)
+{
     const std::string epoch = std::to_string(journal_->epoch()) + ':';
     std::unordered_map<std::string_view, wire::Frames> answers;
-    for (const JournalEntry& entry : batch)
+    for (JournalEntry& entry : batch)
     {
         if (appended && !entry.duplicate) { live_stream_.add(entry); }
-        if (entry.publisher.empty()) { continue; } // the broker's own
+        if (entry.publisher.empty()) // the broker's own: nobody else would send it again
+        {
+            if (!appended && own_refused_.size() < max_own_refused) { own_refused_.push_back(std::move(entry)); }
+            continue;
+        }
         quotas_.end_event(entry.publisher, entry.charged_bytes);
         if (!appended)
         {

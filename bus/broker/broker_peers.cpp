@@ -110,6 +110,11 @@ Result<Identity> Broker::identify_key(std::string_view address, std::string_view
     if (const Token* known = tokens_.by_id(out.token)) { peer.token = known->name; }
     auto token = tokens_.check(out.token, unix_ms());
     if (!token) { return std::move(token).error(); }
+    // The id is short, for people; what opens the door is the whole key.
+    if (!crypto::constant_time_equal(crypto::view((*token)->public_key), crypto::view(crypto::to_hex(crypto::view(key)))))
+    {
+        return Error{Errc::unauthenticated, "the key is not that of token " + (*token)->name, {}, {}};
+    }
     return out;
 }
 

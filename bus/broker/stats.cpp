@@ -279,6 +279,7 @@ std::string open_metrics(const schema::BusStats::Reply& stats)
     page.counter("dstack_bus_abandoned_handshakes", "Peers that went away before the end of the handshake.", number(stats.handshakes_abandoned));
     page.counter("dstack_bus_refusals", "Connections, commands and events that were refused.", number(stats.refused));
     page.counter("dstack_bus_reads", "Pages of the journal that were read.", number(stats.reads));
+    page.gauge("dstack_bus_journal_failing", "1 while events are refused because the journal does not take them.", stats.journal_error.empty() ? "0" : "1");
     page.gauge("dstack_bus_events_waiting", "Events that wait for the next batch.", number(stats.events_waiting));
     page.gauge("dstack_bus_commands_in_flight", "Commands without a result.", number(stats.calls_in_flight));
     page.gauge("dstack_bus_reads_running", "Pages that are being read.", number(stats.reads_running));

@@ -147,6 +147,22 @@ struct BusGap
     }
 };
 
+struct BusJournalRecovered
+{
+    static constexpr EventType type{"bus.journal_recovered", "bus", Severity::error, 1,
+                                    "The journal takes events again, after it could not: publishers were refused meanwhile and sent theirs again."};
+    std::uint64_t failed_ms = 0;
+    std::uint64_t refused = 0;
+    std::string error;
+    std::string_view subject() const { return "bus"; }
+    void describe(Fields& f)
+    {
+        f("failed_ms", failed_ms, "for how long it took none");
+        f("refused", refused, "events that were refused, each as often as it was tried");
+        f("error", error, "why: a full disk, an I/O error");
+    }
+};
+
 struct ServiceEntry
 {
     std::string service;

@@ -100,6 +100,7 @@ struct BusStats
         std::uint64_t epoch = 0;
         std::uint64_t first_sequence = 0;
         std::uint64_t last_sequence = 0;
+        std::string journal_error;
         std::uint64_t events = 0;
         std::uint64_t commits = 0;
         std::uint64_t commit_us = 0;
@@ -132,6 +133,7 @@ struct BusStats
             f("epoch", epoch, "the journal's epoch");
             f("first_sequence", first_sequence, "oldest event of the journal");
             f("last_sequence", last_sequence, "newest durable event");
+            f("journal_error", journal_error, "why events are refused now; empty: they are not");
             f("events", events, "events made durable");
             f("commits", commits, "batches of events that were written and synced");
             f("commit_us", commit_us, "time that took, in microseconds");

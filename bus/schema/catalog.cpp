@@ -30,6 +30,7 @@ const std::vector<EventEntry>& events()
         entry<ServiceUp>(),
         entry<ServiceDown>(),
         entry<BusGap>(),
+        entry<BusJournalRecovered>(),
         entry<CommandFinished>(),
         entry<LeaseGranted>(),
         entry<LeaseReleased>(),

@@ -430,6 +430,7 @@ Task<Result<std::string>> give_leases_back(Ports& ports, Work& work)
     auto released = co_await ports.release(work.app.name, reason);
     if (!released) { co_return std::move(released).error(); }
     work.app.lease_begun = false;
+    if (work.app.cid == 0) { co_return std::string{"none was granted"}; }
     co_return "cid " + std::to_string(work.app.cid) + ", " + std::to_string(work.app.ports.size()) + " ports";
 }
 
