@@ -11,10 +11,9 @@ namespace dstack::bus
 
 namespace
 {
-constexpr std::size_t max_publishing_per_route = 4096;
-constexpr std::size_t max_reads = 256;
 constexpr std::size_t frames_per_event = 7;  ///< id, type, subject, severity, time_ms, traceparent, data
 constexpr std::size_t cursors_per_answer = 256;
+constexpr std::size_t max_own_refused = 1000; ///< the broker's own events that wait for a journal that fails
 
 /// Empty, or what is wrong with an event as it came.
 std::string_view fault_of(const EventHead& event, const schema::EventType* type, bool time_known)
@@ -83,17 +82,17 @@ void Broker::publish_one(const Message& message, std::size_t first)
         unpublished(message.route, head.id, allowed.error());
         return;
     }
-    std::size_t& mine = publishing_[message.route];
-    if (mine >= max_publishing_per_route)
+    auto room = quotas_.begin_event(message.route, head.data.size());
+    if (!room)
     {
-        unpublished(message.route, head.id,
-                    Error{Errc::resource_exhausted, "you have " + std::to_string(mine) + " events that are not yet durable",
-                          "wait for acknowledgements before publishing more", {}});
+        refuse(message, "publish " + std::string{type->name}, room.error());
+        unpublished(message.route, head.id, room.error());
         return;
     }
-    ++mine;
-    enqueue(JournalEntry{message.route, std::string{head.id}, type->name, message.identity.service, std::string{head.subject},
-                         severity_rank(head.severity), head.time_ms, begin_envelope(head)});
+    JournalEntry entry{message.route, std::string{head.id}, type->name, message.identity.service, std::string{head.subject},
+                       severity_rank(head.severity), head.time_ms, begin_envelope(head)};
+    entry.charged_bytes = head.data.size();
+    enqueue(std::move(entry));
 }
 
 Task<> Broker::commit_events()
@@ -109,23 +108,56 @@ Task<> Broker::commit_events()
         auto appended = co_await journal_->append(batch);
         if (appended) { stats_.committed(batch->size(), steady_us() - begun_us); }
         settle(*batch, appended);
+        note_journal(appended, batch->size());
         if (journal_->over_full() && !trimming_) { scope_.spawn(trim_journal()); }
     }
     committing_ = false;
     committed_.set();
 }
 
-void Broker::settle(const std::vector<JournalEntry>& batch, const Result<Done>& appended)
+void Broker::note_journal(const Result<Done>& appended, std::size_t events)
 {
-    if (!appended) { log::error("events not journalled", {{"count", batch.size()}, {"error", appended.error().message}}); }
+    if (!appended)
+    {
+        if (journal_error_.empty())
+        {
+            journal_failed_ms_ = unix_ms();
+            log::error("events not journalled", {{"count", events}, {"error", appended.error().message}});
+        }
+        journal_error_ = appended.error().message;
+        journal_refused_ += events;
+        if (on_health_) { on_health_("events are refused: " + journal_error_); }
+        return;
+    }
+    if (journal_error_.empty()) { return; }
+    schema::BusJournalRecovered event;
+    event.failed_ms = unix_ms() - journal_failed_ms_;
+    event.refused = std::exchange(journal_refused_, 0);
+    event.error = std::exchange(journal_error_, {});
+    log::info("events are journalled again", {{"failed_ms", event.failed_ms}, {"refused", event.refused}});
+    say(std::move(event));
+    if (on_health_) { on_health_("serving"); }
+}
+
+void Broker::retry_own_events()
+{
+    if (own_refused_.empty() || committing_) { return; }
+    for (JournalEntry& entry : std::exchange(own_refused_, {})) { enqueue(std::move(entry)); }
+}
+
+void Broker::settle(std::vector<JournalEntry>& batch, const Result<Done>& appended)
+{
     const std::string epoch = std::to_string(journal_->epoch()) + ':';
     std::unordered_map<std::string_view, wire::Frames> answers;
-    for (const JournalEntry& entry : batch)
+    for (JournalEntry& entry : batch)
     {
         if (appended && !entry.duplicate) { live_stream_.add(entry); }
-        if (entry.publisher.empty()) { continue; } // the broker's own
-        const auto mine = publishing_.find(entry.publisher);
-        if (mine != publishing_.end() && --mine->second == 0) { publishing_.erase(mine); }
+        if (entry.publisher.empty()) // the broker's own: nobody else would send it again
+        {
+            if (!appended && own_refused_.size() < max_own_refused) { own_refused_.push_back(std::move(entry)); }
+            continue;
+        }
+        quotas_.end_event(entry.publisher, entry.charged_bytes);
         if (!appended)
         {
             unpublished(entry.publisher, entry.id, appended.error());
@@ -140,13 +172,14 @@ void Broker::settle(const std::vector<JournalEntry>& batch, const Result<Done>& 
         answer.push_back(wire::frame(epoch + std::to_string(entry.sequence)));
         if (answer.size() >= 3 + 2 * cursors_per_answer)
         {
-            wire::send(commands_, answer);
+            if (account(entry.publisher, answer)) { wire::send(commands_, answer); }
             answer.clear();
         }
     }
     for (auto& [publisher, answer] : answers)
     {
-        if (!answer.empty()) { wire::send(commands_, answer); }
+        if (answer.empty()) { continue; }
+        if (account(std::string{publisher}, answer)) { wire::send(commands_, answer); }
     }
 }
 
@@ -167,7 +200,8 @@ void Broker::send_head() { live_stream_.head(journal_->last(), journal_->epoch()
 
 void Broker::on_subscriptions()
 {
-    if (live_stream_.take_subscriptions()) { send_head(); } // a new subscriber learns at once how far the journal is
+    const bool somebody_new = live_stream_.take_subscriptions([this](zmq::message_t& frame) { note_subscription(frame); });
+    if (somebody_new) { send_head(); } // it learns at once how far the journal is
 }
 
 void Broker::on_read(const Message& message)
@@ -182,11 +216,6 @@ void Broker::on_read(const Message& message)
     if (!limit || *limit == 0 || *limit > wire::max_read_events)
     {
         fail_read(Error{Errc::invalid_argument, "read: limit must be 1 to " + std::to_string(wire::max_read_events), {}, {}});
-        return;
-    }
-    if (reads_ >= max_reads)
-    {
-        fail_read(Error{Errc::resource_exhausted, "read: too many readers at once", "try again later", {}});
         return;
     }
     query.limit = *limit;
@@ -224,14 +253,20 @@ void Broker::on_read(const Message& message)
     query.source = text_of("source");
     const std::string severity = text_of("severity");
     query.min_severity = severity.empty() ? 0 : severity_rank(severity);
-    ++reads_;
+    auto room = quotas_.begin_read(message.route);
+    if (!room)
+    {
+        refuse(message, "read", room.error());
+        fail_read(room.error());
+        return;
+    }
     scope_.spawn(read_events(message.route, correlation, std::move(query)));
 }
 
 Task<> Broker::read_events(std::string route, std::string correlation, JournalQuery query)
 {
     auto page = co_await journal_->read(std::move(query));
-    --reads_;
+    quotas_.end_read(route);
     if (!page)
     {
         send(route, {wire::version, wire::reading_failed, correlation, to_string(page.error().code), wire::error_body(page.error())});
@@ -246,6 +281,7 @@ Task<> Broker::read_events(std::string route, std::string correlation, JournalQu
         frames.push_back(wire::frame(part));
     }
     frames.push_back(wire::frame_of(std::move(page->lines)));
+    if (!account(route, frames)) { co_return; }
     const std::size_t bytes = wire::size_of(frames);
     const bool taken = wire::send(commands_, frames);
     stats_.sent(route, bytes, taken);

@@ -37,8 +37,9 @@ Result<Done> insert_all(state::Connection& db, std::vector<JournalEntry>& batch,
     if (!insert) { return std::move(insert).error(); }
     for (JournalEntry& entry : batch)
     {
+        if (entry.sequence == 0) { entry.unfinished = entry.envelope.size(); }
+        else { entry.envelope.resize(entry.unfinished); }
         entry.sequence = last + 1;
-        const std::size_t unfinished = entry.envelope.size();
         end_envelope(entry.envelope, epoch, entry.sequence);
         insert->reset();
         const std::array<state::Value, 9> values{entry.sequence, entry.id,      entry.type,     entry.service, entry.subject,
@@ -59,7 +60,7 @@ Result<Done> insert_all(state::Connection& db, std::vector<JournalEntry>& batch,
         if (!known) { return std::move(known).error(); }
         entry.sequence = *known;
         entry.duplicate = true;
-        entry.envelope.resize(unfinished);
+        entry.envelope.resize(entry.unfinished);
     }
     return Done{};
 }

@@ -100,6 +100,7 @@ struct BusStats
         std::uint64_t epoch = 0;
         std::uint64_t first_sequence = 0;
         std::uint64_t last_sequence = 0;
+        std::string journal_error;
         std::uint64_t events = 0;
         std::uint64_t commits = 0;
         std::uint64_t commit_us = 0;
@@ -110,6 +111,11 @@ struct BusStats
         std::uint64_t bytes_out = 0;
         std::uint64_t dropped = 0;
         std::uint64_t refused = 0;
+        std::uint64_t malformed = 0;
+        std::uint64_t ignored = 0;
+        std::uint64_t handshakes_failed = 0;
+        std::uint64_t handshakes_abandoned = 0;
+        std::uint64_t bytes_waiting = 0;
         std::uint64_t reads = 0;
         std::uint64_t events_waiting = 0;
         std::uint64_t calls_in_flight = 0;
@@ -127,6 +133,7 @@ struct BusStats
             f("epoch", epoch, "the journal's epoch");
             f("first_sequence", first_sequence, "oldest event of the journal");
             f("last_sequence", last_sequence, "newest durable event");
+            f("journal_error", journal_error, "why events are refused now; empty: they are not");
             f("events", events, "events made durable");
             f("commits", commits, "batches of events that were written and synced");
             f("commit_us", commit_us, "time that took, in microseconds");
@@ -137,6 +144,11 @@ struct BusStats
             f("bytes_out", bytes_out, "bytes sent");
             f("dropped", dropped, "messages that could not be sent: the peer's queue was full, or it was gone");
             f("refused", refused, "connections, commands and events that were refused");
+            f.optional("malformed", malformed, "messages that were none");
+            f.optional("ignored", ignored, "messages of connections that had sent too many of those");
+            f.optional("handshakes_failed", handshakes_failed, "handshakes that broke the protocol, or were for another key");
+            f.optional("handshakes_abandoned", handshakes_abandoned, "peers that went away, or said nothing, before the end of the handshake");
+            f.optional("bytes_waiting", bytes_waiting, "bytes of answers that peers have not taken yet");
             f("reads", reads, "pages of the journal that were read");
             f("events_waiting", events_waiting, "events that wait for the next batch");
             f("calls_in_flight", calls_in_flight, "commands without a result");

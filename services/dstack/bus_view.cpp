@@ -67,6 +67,7 @@ std::string head_of(const BusTop& top)
     const auto& now = top.now;
     std::string out = "dstack-bus " + printable(now.version) + ", up " + age(rfc3339(now.started_ms), now.time_ms) + ", cpu " +
                       fixed(top.cpu_percent, 1) + " %, memory " + short_number(static_cast<double>(now.resident_bytes)) + "B\n";
+    if (!now.journal_error.empty()) { out += "journal   takes no events: " + now.journal_error + "\n"; }
     out += "events    " + short_number(top.events) + "/s, newest " + std::to_string(now.epoch) + ":" + std::to_string(now.last_sequence) +
            ", a commit takes " + fixed(top.mean_commit_ms, 2) + " ms, the slowest took " +
            fixed(static_cast<double>(now.slowest_commit_us) / 1000.0, 2) + " ms\n";
@@ -182,6 +183,7 @@ std::string top_json(const BusTop& top)
              {"resident_bytes", now.resident_bytes},
              {"rates", {{"events", rounded(top.events)}, {"commands", rounded(top.commands)}, {"messagesIn", rounded(top.messages_in)},
                         {"messagesOut", rounded(top.messages_out)}, {"in_bytes", rounded(top.bytes_in)}, {"out_bytes", rounded(top.bytes_out)}}},
+             {"journal_error", now.journal_error},
              {"commit", {{"mean_ms", rounded(top.mean_commit_ms)}, {"slowest_ms", rounded(static_cast<double>(now.slowest_commit_us) / 1000.0)}}},
              {"queues", {{"events", now.events_waiting}, {"commands", now.calls_in_flight}, {"reads", now.reads_running}}},
              {"dropped", now.dropped},

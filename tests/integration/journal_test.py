@@ -57,6 +57,8 @@ class JournalTest(unittest.TestCase):
                 self.assertEqual((5, []), (len(good), errors), "does not recover when the disk is well again")
                 acknowledged += good
                 number += 11
+        recovered = [line for line in self.until_caught_up(bus) if " bus.journal_recovered " in line]
+        self.assertEqual(4, len(recovered), "each time an event says that it takes events again")
         bus.restart()
         numbers, others = self.replay(bus)
         self.assertEqual([], others)
