@@ -1,6 +1,7 @@
 // The broker's event stream: publish, commit in groups, tell, read back.
 #include "bus/broker/broker.hpp"
 #include "bus/broker/envelope.hpp"
+#include "bus/schema/bus.hpp"
 #include "bus/schema/catalog.hpp"
 #include "shared/base/uuid.hpp"
 #include "shared/log/log.hpp"

@@ -227,9 +227,18 @@ struct Subscription::State
                 live = false;
                 break;
             }
-            cursor.sequence = frame.sequence;
-            if (!frame.type.starts_with(filter.type_prefix)) { continue; }
+            if (!frame.type.starts_with(filter.type_prefix))
+            {
+                cursor.sequence = frame.sequence;
+                continue;
+            }
             EventRecord event = parse_envelope(std::move(frame.envelope));
+            if (event.cursor.epoch != cursor.epoch) // the journal was replaced: its head has not said so yet
+            {
+                live = false;
+                break;
+            }
+            cursor.sequence = frame.sequence;
             if (matches(event, filter)) { items.emplace_back(std::move(event)); }
         }
         const bool other_epoch = inbox.epoch != 0 && inbox.epoch != cursor.epoch;
@@ -258,6 +267,8 @@ Subscription Client::subscribe(Filter filter, From from)
     state_->open_live();
     return Subscription{std::make_unique<Subscription::State>(*state_, std::move(filter), from)};
 }
+
+Cursor Subscription::position() const { return state_->begun && state_->items.empty() ? state_->cursor : Cursor{}; }
 
 Task<Result<StreamItem>> Subscription::next()
 {

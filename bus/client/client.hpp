@@ -218,6 +218,8 @@ class Subscription
     /// of the switch to live has been yielded; Gap where the journal no longer has what was asked for.
     /// Errors only when the subscription cannot go on (refused); a broker restart is only latency.
     Task<Result<StreamItem>> next();
+    /// Everything up to here was yielded, or did not match: where a later subscription may begin. Epoch 0: not known yet.
+    Cursor position() const;
 
     struct State;
 

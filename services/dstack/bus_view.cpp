@@ -15,6 +15,8 @@ namespace
 {
 using json = nlohmann::ordered_json;
 
+constexpr std::uint64_t gone_ms = 5'000;
+
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 /// A counter that begins anew has counted `now`.
@@ -152,6 +154,10 @@ std::string top_text(const BusTop& top, std::size_t rows)
     std::vector<std::vector<std::string>> peers{{"PEER", "PID", "IN/S", "OUT/S", "IN B/S", "OUT B/S", "PUBLISHING", "CALLS", "BEHIND", "DROPPED", "SEEN"}};
     for (const auto& row : top.peers)
     {
+        // Clients say something every 2 s. Who has been silent for longer and left nothing behind is gone: only --json lists it.
+        const std::uint64_t seen = unix_ms_from_rfc3339(row.now.last_seen).value_or(0);
+        const bool gone = seen + gone_ms < top.now.time_ms && row.now.publishing + row.now.calls == 0;
+        if (gone) { continue; }
         peers.push_back({printable(row.now.caller), std::to_string(row.now.pid), short_number(row.in), short_number(row.out), short_number(row.bytes_in),
                          short_number(row.bytes_out), std::to_string(row.now.publishing), std::to_string(row.now.calls), std::to_string(row.now.behind),
                          std::to_string(row.now.dropped), age(row.now.last_seen, top.now.time_ms)});

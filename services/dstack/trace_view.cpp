@@ -179,24 +179,28 @@ class Builder
         span.node.bad = event.severity == "warning" || event.severity == "error";
     }
 
-    static bool covers(const Span& outer, const Span& inner)
+    static bool covers(const Span& outer, const Span& inner, std::uint64_t slack)
     {
         const std::uint64_t middle = inner.node.begin_ms + (inner.node.end_ms - inner.node.begin_ms) / 2;
         const bool open = outer.node.status == "running";
-        return outer.node.begin_ms <= middle + slack_ms && (open || middle <= outer.node.end_ms + slack_ms);
+        return outer.node.begin_ms <= middle + slack && (open || middle <= outer.node.end_ms + slack);
     }
 
-    /// The shortest of this kind that went on then.
-    Span* shortest(const Span& inner, Kind kind)
+    /// What of this kind went on then. Where one ends in the millisecond in which the next begins, the first: a cause comes
+    /// before what it causes.
+    Span* going_on(const Span& inner, Kind kind)
     {
-        Span* best = nullptr;
-        for (Span& span : spans_)
+        for (const std::uint64_t slack : {std::uint64_t{0}, slack_ms})
         {
-            if (span.node.kind != kind || &span == &inner || !covers(span, inner)) { continue; }
-            const auto length = [](const Span& s) { return s.node.end_ms - s.node.begin_ms; };
-            if (best == nullptr || length(span) < length(*best)) { best = &span; }
+            Span* first = nullptr;
+            for (Span& span : spans_)
+            {
+                if (span.node.kind != kind || &span == &inner || !covers(span, inner, slack)) { continue; }
+                if (first == nullptr || span.node.begin_ms < first->node.begin_ms) { first = &span; }
+            }
+            if (first != nullptr) { return first; }
         }
-        return best;
+        return nullptr;
     }
 
     /// An event belongs to the command that has its span; else, like a command of a service, to the step or operation
@@ -220,8 +224,8 @@ class Builder
                 if (other.node.kind == Kind::command && other.span_id == span.span_id) { return &other; }
             }
         }
-        Span* step = shortest(span, Kind::step);
-        return step != nullptr ? step : shortest(span, Kind::operation);
+        Span* step = going_on(span, Kind::step);
+        return step != nullptr ? step : going_on(span, Kind::operation);
     }
 
     static void sort(std::vector<TraceNode>& nodes)

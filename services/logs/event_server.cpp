@@ -1,4 +1,5 @@
 #include "services/logs/event_server.hpp"
+#include "services/logs/event_page.hpp"
 #include "services/logs/event_stream.hpp"
 #include "shared/crypto/bytes.hpp"
 #include "shared/crypto/hex.hpp"
@@ -71,8 +72,24 @@ std::string EventServer::address() const
     return (v6 ? "[" + config_.events_listen + "]" : config_.events_listen) + ":" + std::to_string(server_->port());
 }
 
+namespace
+{
+http::Response page()
+{
+    http::Response response;
+    response.headers.add("Content-Type", "text/html; charset=utf-8");
+    response.headers.add("Content-Security-Policy",
+                         "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; frame-ancestors 'none'");
+    response.headers.add("Referrer-Policy", "no-referrer");
+    response.headers.add("X-Content-Type-Options", "nosniff");
+    response.body = event_page;
+    return response;
+}
+} // namespace
+
 Task<http::Response> EventServer::answer_stranger(http::Request request)
 {
+    if (request.path() == "/" && (request.method == "GET" || request.method == "HEAD")) { co_return page(); }
     if (!token_matches(presented_token(request), token_))
     {
         http::Response response = refusal(401, "a bearer token is needed: the content of the events token file");
@@ -116,7 +133,7 @@ Task<Result<Done>> EventServer::follow(bus::Filter filter, bus::From from, http:
         auto next = events.next();
         auto item = co_await with_timeout(loop_, config_.events_heartbeat, "events", std::move(next));
         if (!item && item.error().code != Errc::deadline_exceeded) { co_return std::move(item).error(); }
-        std::string block = item ? sse_block(*item) : std::string{sse_heartbeat};
+        std::string block = item ? sse_block(*item) : sse_heartbeat(events.position());
         auto written = co_await out->write(std::move(block));
         if (!written) { co_return written; }
     }

@@ -109,6 +109,11 @@ bool token_matches(std::string_view presented, std::string_view expected)
     return !expected.empty() && crypto::constant_time_equal(crypto::view(presented), crypto::view(expected));
 }
 
+std::string sse_heartbeat(const bus::Cursor& position)
+{
+    return ": still here\n" + (position.epoch == 0 ? std::string{} : "id: " + bus::to_string(position) + "\n") + "\n";
+}
+
 std::string sse_block(const bus::StreamItem& item)
 {
     std::string out;

@@ -27,6 +27,7 @@ bool token_matches(std::string_view presented, std::string_view expected);
 /// One block of the stream. An event's `id` is its cursor; a gap is `event: gap`, the end of the replay `event: caught_up`.
 std::string sse_block(const bus::StreamItem& item);
 inline constexpr std::string_view sse_greeting = "retry: 1000\n\n";
-inline constexpr std::string_view sse_heartbeat = ": still here\n\n";
+/// A comment, and how far the stream is: without data that is no event, but where a client goes on when it comes back.
+std::string sse_heartbeat(const bus::Cursor& position);
 
 } // namespace dstack::logs

@@ -106,6 +106,20 @@ class EventsTest(unittest.TestCase):
         stream.process.send_signal(signal.SIGINT)
         self.assertEqual(stream.process.wait(10), 130)
 
+    def test_a_journal_that_is_replaced_while_following_is_a_gap(self):
+        self.bus.run("vmm-local", "publish", "vm.ready", "5")
+        stream = self.follow("--json", "--from", "0", "--type", "vm.")
+        items = lambda: [json.loads(line) for line in list(stream.lines)]
+        stream.expect(lambda lines: len(lines) == 5, "replayed")
+        self.bus.broker.kill()
+        for path in self.bus.journal.parent.iterdir():
+            path.unlink()
+        self.bus.broker.start()
+        self.bus.run("vmm-local", "publish", "vm.ready", "20", "50")
+        stream.expect(lambda lines: len(lines) >= 26, "the new journal's events", 30)
+        self.assertEqual([item["schema"] for item in items() if "schema" in item], ["dstack.gap/v1"])
+        self.assertEqual([item["data"]["number"] for item in items() if "data" in item], list(range(5)) + list(range(50, 70)))
+
     def test_a_reader_that_goes_away_ends_it_at_once(self):
         self.bus.run("vmm-local", "publish", "vm.ready", "3")
         for arguments, code in [(("--from", "0"), 0), (("--from", "7:5", "--json"), 6)]:

@@ -36,7 +36,7 @@ class Stream:
         self.ended.put(True)
 
     def events(self):
-        return [(block["id"], json.loads(block["data"])) for block in list(self.blocks) if "id" in block and "event" not in block]
+        return [(block["id"], json.loads(block["data"])) for block in list(self.blocks) if "data" in block and "event" not in block]
 
     def kinds(self):
         return [block["event"] for block in list(self.blocks) if "event" in block]
@@ -130,6 +130,10 @@ class SseTest(unittest.TestCase):
     def test_a_quiet_stream_says_that_it_is_there(self):
         stream = self.stream("?type=nothing.")
         wait_for(lambda: stream.comments >= 3, "heartbeats")
+        self.publish(5)
+        last = json.loads(subprocess.run([str(program("dstack")), "events", "--json", "--prefix", str(self.prefix.path)], capture_output=True,
+                                         text=True).stdout.splitlines()[-1])["sequence"]
+        wait_for(lambda: stream.blocks and stream.blocks[-1].get("id") == last, "its place moves on with what it does not want")
         self.assertEqual(stream.events(), [])
 
     def test_only_with_the_token(self):
@@ -146,6 +150,13 @@ class SseTest(unittest.TestCase):
         browser = Stream(f"{url}?from=0&access_token={self.token()}")
         self.addCleanup(browser.close)
         wait_for(lambda: "caught_up" in browser.kinds(), "a browser's way in")
+
+    def test_the_page_for_a_browser_needs_no_token_and_has_none(self):
+        status, body = http(f"http://{self.address}/")
+        self.assertEqual(status, 200)
+        self.assertIn(b"EventSource", body)
+        self.assertNotIn(self.token().encode(), body)
+        self.assertNotIn(b"innerHTML", body)  # what a guest has said is text
 
     def test_the_token_stays_and_one_that_others_may_read_is_refused(self):
         token = self.token()

@@ -1,11 +1,10 @@
 """The reference subscriber (docs/examples/subscribe.py), written from bus/README.md alone, against a real broker."""
 import json
 import subprocess
-import time
 import unittest
 
 from bus_test import Bus, Probe
-from mesh import TOP, Prefix, need, wait_for
+from mesh import TOP, Prefix, need
 
 PYTHON = "/usr/bin/python3"  # the distribution's: it has python3-zmq
 SCRIPT = TOP / "docs/examples/subscribe.py"
@@ -95,8 +94,6 @@ class SubscribeTest(unittest.TestCase):
         stream = self.follow("0", type="vm.")
         stream.expect(lambda lines: "caught_up" in self.kinds(stream), "caught up")
         self.bus.broker.kill()
-        epoch = int(self.items(stream)[-1]["caught_up"].split(":")[0])
-        wait_for(lambda: time.time() >= epoch + 1, "another second: the epoch of a journal is when it was made")
         for path in self.bus.journal.parent.iterdir():
             path.unlink()
         self.bus.broker.start()

@@ -85,6 +85,7 @@ TEST_CASE("a broker that restarted counts from zero")
 TEST_CASE("top fits the terminal")
 {
     auto now = sample();
+    now.peers[0].last_seen = "1970-01-01T00:00:10.000Z";
     for (int i = 0; i < 40; ++i) { now.peers.push_back(now.peers[0]); }
     const BusTop top = compare(sample(), now);
     for (const std::size_t rows : {12U, 15U, 24U, 49U, 50U, 51U, 80U})
@@ -94,7 +95,14 @@ TEST_CASE("top fits the terminal")
         CHECK(static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')) <= rows);
         CHECK((text.find(" more\n") == std::string::npos) == (rows >= 51));
     }
+    auto silent = sample();
+    silent.peers[0].caller = "somebody";
+    silent.peers[0].last_seen = "1970-01-01T00:00:04.999Z";
+    CHECK(top_text(compare(sample(), silent), 0).find("somebody") == std::string::npos);
+    silent.peers[0].calls = 1;
+    CHECK(top_text(compare(sample(), silent), 0).find("somebody") != std::string::npos);
     schema::BusStats::Reply hostile = sample();
+    hostile.peers[0].last_seen = "1970-01-01T00:00:10.000Z";
     hostile.peers[0].caller = "\x1b[2J";
     CHECK(top_text(compare(sample(), hostile), 0).find('\x1b') == std::string::npos);
 }

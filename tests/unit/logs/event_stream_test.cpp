@@ -107,5 +107,7 @@ TEST_CASE("blocks of a stream")
     CHECK(sse_block(event) == "id: 7:5\ndata: a\ndata: id: 9:9\ndata: \ndata: b\n\n"); // nothing inside makes fields of its own
     CHECK(sse_block(bus::Gap{1, 4, "retention\n"}) ==
           "event: gap\ndata: {\"schema\":\"dstack.gap/v1\",\"from\":1,\"to\":4,\"reason\":\"retention\\n\"}\n\n");
+    CHECK(sse_heartbeat({7, 6}) == ": still here\nid: 7:6\n\n");
+    CHECK(sse_heartbeat({}) == ": still here\n\n");
     CHECK(sse_block(bus::CaughtUp{{7, 6}}) == "event: caught_up\nid: 7:6\ndata: {\"cursor\":\"7:6\"}\n\n");
 }
