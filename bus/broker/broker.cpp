@@ -3,7 +3,6 @@
 #include "shared/http/server.hpp"
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -14,13 +13,15 @@ namespace
 {
 constexpr int batch_per_turn = 256;                 ///< messages handled before others get a turn
 constexpr std::uint64_t silence_limit_ms = 15'000;  ///< a service pings every 2 s
-constexpr std::uint64_t refusal_interval_ms = 1'000;
+constexpr std::uint64_t turn_us = 5'000; ///< then handshakes and timers, whatever one peer asks for
 constexpr std::uint64_t tick_ms = 20;
 constexpr std::uint64_t trim_interval_ms = 5'000;
 } // namespace
 
 Broker::Broker(Loop& loop, BrokerConfig config, std::unique_ptr<Journal> journal)
-    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), live_stream_(loop, live_), stats_(unix_ms()), committed_(loop), scope_(loop)
+    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), live_stream_(loop, live_), stats_(unix_ms()), committed_(loop),
+      connections_(loop, context_, [this](const Connections::Origin& origin, std::string reason) { on_failed_handshake(origin, std::move(reason)); }),
+      token_lock_(loop), scope_(loop)
 {
     for (const std::string& service : journal_->known_services()) { services_[service].since_ms = unix_ms(); }
 }
@@ -39,31 +40,16 @@ Result<Done> Broker::listen()
 {
     auto made = state::make_dirs(config_.directory, 0750);
     if (!made) { return made; }
+    auto access = load_access();
+    if (!access) { return access; }
     try
     {
-        zap_.bind("inproc://zeromq.zap.01");
-        for (zmq::socket_t* socket : {&commands_, &live_})
-        {
-            socket->set(zmq::sockopt::zap_domain, std::string{wire::zap_domain});
-            socket->set(zmq::sockopt::linger, 0);
-            socket->set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::max_message_bytes));
-            socket->set(zmq::sockopt::handshake_ivl, 5000);
-            socket->set(zmq::sockopt::backlog, 1024);
-        }
-        commands_.set(zmq::sockopt::router_mandatory, true);
-        commands_.set(zmq::sockopt::sndhwm, 10'000);
-        commands_.set(zmq::sockopt::rcvhwm, 10'000);
-        live_.set(zmq::sockopt::sndhwm, 10'000);
-        live_.set(zmq::sockopt::xpub_verboser, true); // each subscription and its end: subscribers are counted
-        const mode_t before = ::umask(0117); // 0660, from the very first moment
-        zap_watch_ = std::make_unique<ZmqWatch>(loop_, zap_, [this] { on_zap(); });
-        commands_.bind("ipc://" + config_.directory + "/commands.sock");
-        live_.bind("ipc://" + config_.directory + "/events.sock");
-        ::umask(before);
+        bind_sockets();
     }
     catch (const zmq::error_t& error)
     {
-        return errno_error("bind " + config_.directory + "/{commands,events}.sock", error.num());
+        const std::string tcp = config_.tcp ? " and " + config_.tcp->text() + " with the next port" : std::string{};
+        return errno_error("bind " + config_.directory + "/{commands,events}.sock" + tcp, error.num());
     }
     commands_watch_ = std::make_unique<ZmqWatch>(loop_, commands_, [this] { on_commands(); });
     live_watch_ = std::make_unique<ZmqWatch>(loop_, live_, [this] { on_subscriptions(); });
@@ -90,92 +76,34 @@ Result<Done> Broker::listen()
     return Done{};
 }
 
-// --- identity ---------------------------------------------------------------------------------------------------
-
-void Broker::on_zap()
-{
-    // RFC 27: [route, "", "1.0", request id, domain, address, routing id, mechanism, ...]
-    wire::Frames request;
-    for (int i = 0; i < batch_per_turn && wire::receive(zap_, request); ++i)
-    {
-        if (request.size() < 8) { continue; }
-        Result<Identity> identity = Error{Errc::unauthenticated, "only the NULL mechanism over ipc is known here", {}, {}};
-        PeerFacts facts;
-        if (wire::text(request[7]) == "NULL")
-        {
-            auto parsed = parse_zap_address(wire::text(request[5]));
-            if (parsed)
-            {
-                facts = std::move(*parsed);
-                look_up(facts);
-                identity = identify(facts, config_.identity);
-            }
-            else { identity = std::move(parsed).error(); }
-        }
-        const bool ok = static_cast<bool>(identity);
-        if (!ok) { say_refused(facts.uid, facts.pid, "connect", identity.error().message); }
-        wire::Frames answer;
-        answer.push_back(std::move(request[0]));
-        answer.push_back(wire::frame(""));
-        answer.push_back(wire::frame("1.0"));
-        answer.push_back(std::move(request[3]));
-        answer.push_back(wire::frame(ok ? "200" : "400"));
-        answer.push_back(wire::frame(ok ? "OK" : "refused"));
-        answer.push_back(wire::frame(ok ? identity->user_id() : std::string{}));
-        answer.push_back(wire::frame(""));
-        wire::send(zap_, answer);
-    }
-}
-
-void Broker::say_refused(std::uint32_t uid, std::uint32_t pid, std::string tried, std::string reason)
-{
-    stats_.refused();
-    const std::uint64_t now = unix_ms();
-    if (now - refused_at_ms_ < refusal_interval_ms)
-    {
-        ++refusals_suppressed_;
-        return;
-    }
-    refused_at_ms_ = now;
-    log::warn("peer refused", {{"uid", uid}, {"pid", pid}, {"tried", tried}, {"reason", reason}});
-    schema::BusPeerRefused event;
-    event.uid = uid;
-    event.pid = pid;
-    event.tried = std::move(tried);
-    event.reason = std::move(reason);
-    event.suppressed = std::exchange(refusals_suppressed_, 0);
-    say(std::move(event));
-}
-
-void Broker::refuse(const Message& message, std::string tried, const Error& error)
-{
-    say_refused(message.identity.uid, message.identity.pid, std::move(tried), error.message);
-}
-
 // --- receiving --------------------------------------------------------------------------------------------------
 
 void Broker::on_commands()
 {
+    const std::uint64_t until_us = steady_us() + turn_us;
     wire::Frames frames;
-    for (int i = 0; i < batch_per_turn && wire::receive(commands_, frames); ++i)
+    for (int i = 0; i < batch_per_turn && steady_us() < until_us && wire::receive(commands_, frames); ++i)
     {
-        if (frames.size() < 3) { continue; }
+        if (frames.size() < 2)
+        {
+            ++counters_.malformed; // too many frames: whose they were is gone with them
+            continue;
+        }
         Message message;
         message.route = std::string{wire::text(frames[0])};
         const char* user_id = frames[1].gets("User-Id");
         auto identity = Identity::from_user_id(user_id != nullptr ? user_id : "");
         if (!identity) { continue; } // cannot happen: the handshake needs one
         message.identity = std::move(*identity);
-        if (wire::text(frames[1]) != wire::version)
-        {
-            const Error error{Errc::invalid_argument, "this broker speaks version 1 of the protocol", "update the client", {}};
-            send(message.route, {wire::version, wire::refused, to_string(error.code), wire::error_body(error)});
-            continue;
-        }
-        stats_.received(message.route, message.identity, wire::size_of(frames), unix_ms());
+        if (!message.identity.token.empty() || quotas_.ignored(message.route)) { message.fd = Connections::descriptor(frames[1]); }
+        const bool understood = frames.size() > 2 && wire::text(frames[1]) == wire::version;
+        const std::size_t bytes = wire::size_of(frames);
         frames.erase(frames.begin(), frames.begin() + 2);
         message.frames = std::move(frames);
-        dispatch(std::move(message));
+        if (!admit(message)) { continue; }
+        stats_.received(message.route, message.identity, bytes, unix_ms());
+        if (understood) { dispatch(std::move(message)); }
+        else { malformed(message, "this broker speaks version 1 of the protocol: update the client"); }
     }
 }
 
@@ -183,14 +111,15 @@ void Broker::dispatch(Message message)
 {
     if (Registration* service = registered(message)) { service->last_seen_ms = unix_ms(); }
     const std::string_view verb = message.at(0);
-    if (verb == wire::publish) { on_publish(message); }
+    if (message.at(1).size() > wire::max_word_bytes) { malformed(message, "a correlation, id or name of more than 128 bytes"); }
+    else if (verb == wire::publish) { on_publish(message); }
     else if (verb == wire::call) { on_call(message); }
     else if (verb == wire::reply) { on_reply(message); }
     else if (verb == wire::read) { on_read(message); }
     else if (verb == wire::ping) { on_ping(message); }
     else if (verb == wire::hello) { on_hello(message); }
     else if (verb == wire::bye) { on_bye(message); }
-    else { refuse(message, "an unknown verb", Error{Errc::invalid_argument, "unknown verb", {}, {}}); }
+    else { malformed(message, "an unknown verb"); }
 }
 
 void Broker::send(const std::string& route, std::initializer_list<std::string_view> parts)
@@ -199,6 +128,7 @@ void Broker::send(const std::string& route, std::initializer_list<std::string_vi
     frames.reserve(parts.size() + 1);
     frames.push_back(wire::frame(route));
     for (const std::string_view part : parts) { frames.push_back(wire::frame(part)); }
+    if (!account(route, frames)) { return; } // it does not read, and has more waiting than it may
     const std::size_t bytes = wire::size_of(frames);
     const bool taken = wire::send(commands_, frames); // a peer that is gone or does not read loses its answer; it will ask again
     stats_.sent(route, bytes, taken);
@@ -354,6 +284,7 @@ void Broker::on_tick()
     }
     check_silence();
     retry_own_events();
+    on_peers_tick(now);
     stats_.sweep(now);
     send_head();
     if (now - trimmed_ms_ >= trim_interval_ms && !trimming_)

@@ -1,12 +1,17 @@
 #pragma once
 #include "bus/broker/calls.hpp"
 #include "bus/broker/config.hpp"
+#include "bus/broker/connections.hpp"
 #include "bus/broker/journal.hpp"
 #include "bus/broker/live.hpp"
+#include "bus/broker/quota.hpp"
+#include "bus/broker/tokens.hpp"
 #include "bus/broker/stats.hpp"
 #include "bus/protocol/frames.hpp"
 #include "bus/protocol/zmq_watch.hpp"
+#include "bus/schema/bus.hpp"
 #include "shared/base/time.hpp"
+#include "shared/crypto/bytes.hpp"
 #include "shared/runtime/daemon.hpp"
 #include <deque>
 #include <functional>
@@ -26,6 +31,13 @@ struct Registration
     std::uint64_t restarts = 0; ///< registrations by another process
     UvHandle<uv_poll_t> death; ///< readable when the process has exited
     int pidfd = -1;
+};
+
+/// What peers did that they should not; for whoever shows it.
+struct PeerCounters
+{
+    std::uint64_t malformed = 0; ///< messages that are none
+    std::uint64_t ignored = 0;   ///< messages of connections that are ignored
 };
 
 /// The broker: routes commands, journals and publishes events, knows who is up, enforces the schema's access.
@@ -53,13 +65,42 @@ class Broker
         std::string route;
         Identity identity;
         wire::Frames frames; ///< from the verb on
+        int fd = -1;         ///< the connection below; only of one over tcp or one that is ignored
         std::string_view at(std::size_t index) const
         {
             return index < frames.size() ? wire::text(frames[index]) : std::string_view{};
         }
     };
 
+    // peers: broker_peers.cpp
+    Result<Done> load_access();
+    void bind_sockets();
     void on_zap();
+    Result<Identity> identify_ipc(std::string_view address, schema::BusPeerRefused& peer);
+    Result<Identity> identify_key(std::string_view address, std::string_view key, schema::BusPeerRefused& peer);
+    /// Has the sender any rights at this moment? Fills in those that a token gives.
+    bool admit(Message& message);
+    void malformed(const Message& message, std::string_view what);
+    void note_subscription(zmq::message_t& frame);
+    /// Counts the bytes of an answer until ZeroMQ has let them go. Call right before the frames are sent; false: do not send
+    /// them, the peer has far more waiting than its quota, and takes nothing.
+    bool account(const std::string& route, wire::Frames& frames);
+    void refuse(const Message& message, std::string tried, const Error& error);
+    void say_refused(std::string_view kind, schema::BusPeerRefused peer);
+    schema::BusPeerRefused peer_of(const Identity& identity) const;
+    void on_failed_handshake(const Connections::Origin& origin, std::string reason);
+    void on_peers_tick(std::uint64_t now);
+
+    // tokens: broker_tokens.cpp
+    static bool is_token_command(std::string_view command);
+    Task<> serve_token(Call call);
+    Task<Result<std::string>> token_answer(Call call);
+    Task<Result<std::string>> create_token(Call call);
+    Task<Result<std::string>> revoke_token(Call call);
+    Task<Result<Done>> change_tokens(Tokens next);
+    schema::TokenEntry entry_of(const Token& token) const;
+    std::string tcp_address() const;
+
     void on_commands();
     void on_subscriptions();
     void dispatch(Message message);
@@ -110,10 +151,9 @@ class Broker
     Task<> finish_keyed(Call call, std::string code, std::string body);
     void fail(const std::string& route, std::string_view correlation, const Error& error);
     void fail_call(std::uint64_t delivery, const Error& error);
+    void answer_call(const Call& call, std::string_view code, std::string_view body);
     void note_finished(const Call& call, std::string_view code, std::string_view body);
     std::string serve_own(const Call& call);
-    void refuse(const Message& message, std::string tried, const Error& error);
-    void say_refused(std::uint32_t uid, std::uint32_t pid, std::string tried, std::string reason);
     void on_tick();
 
     Loop& loop_;
@@ -133,8 +173,6 @@ class Broker
     Calls calls_;
     Stats stats_;
     std::vector<JournalEntry> unanswered_; ///< published, not yet on their way to the disk
-    std::unordered_map<std::string, std::size_t> publishing_; ///< per route, not yet durable
-    std::size_t reads_ = 0;
     bool committing_ = false;
     bool trimming_ = false;
     std::string journal_error_; ///< of the last append; empty: it was well
@@ -144,8 +182,17 @@ class Broker
     std::function<void(std::string_view)> on_health_;
     std::uint64_t trimmed_ms_ = 0;
     Event committed_;
-    std::uint64_t refused_at_ms_ = 0;
-    std::uint64_t refusals_suppressed_ = 0;
+
+    Connections connections_;
+    Quotas quotas_;
+    Tokens tokens_;
+    AsyncMutex token_lock_;
+    crypto::Bytes32 server_secret_{};
+    std::string server_key_; ///< public half, hex; empty: no tcp
+    RefusalLimiter refusals_;
+    std::map<std::string, schema::BusPeerRefused, std::less<>> last_refused_; ///< per kind, the newest that was not said
+    PeerCounters counters_;
+    std::uint64_t expiry_seen_ms_ = unix_ms(); ///< tokens that ended up to then have been said
     Scope scope_; ///< last: its tasks use everything above
 };
 

@@ -35,6 +35,14 @@ void Broker::fail_call(std::uint64_t delivery, const Error& error)
     fail(call->caller_route, call->correlation, error);
 }
 
+void Broker::answer_call(const Call& call, std::string_view code, std::string_view body)
+{
+    // Room for what is large was there when the call came, but many may end at once.
+    auto room = body.size() > 4096 ? quotas_.may_ask(call.caller_route) : Result<Done>{Done{}};
+    if (!room) { fail(call.caller_route, call.correlation, room.error()); }
+    else { send(call.caller_route, {wire::version, wire::result, call.correlation, code, body}); }
+}
+
 void Broker::on_call(const Message& message)
 {
     // call, correlation, command, deadline_ms, idempotency key, traceparent, body
@@ -66,6 +74,13 @@ void Broker::on_call(const Message& message)
         fail(message.route, correlation, allowed.error());
         return;
     }
+    auto room = quotas_.may_ask(message.route);
+    if (!room)
+    {
+        refuse(message, std::string{type->name}, room.error());
+        fail(message.route, correlation, room.error());
+        return;
+    }
     Call call;
     call.caller_route = message.route;
     call.correlation = correlation;
@@ -76,8 +91,14 @@ void Broker::on_call(const Message& message)
     call.key = message.at(4);
     call.traceparent = message.at(5);
     call.caller = message.identity.caller();
-    call.scope = message.identity.service.empty() ? "uid:" + std::to_string(message.identity.uid) : message.identity.service;
+    call.identity = message.identity;
+    call.scope = message.identity.scope();
     call.body = message.at(6);
+    if (is_token_command(type->name))
+    {
+        scope_.spawn(serve_token(std::move(call)));
+        return;
+    }
     if (type->target == "bus")
     {
         send(message.route, {wire::version, wire::result, correlation, wire::ok, serve_own(call)});
@@ -132,7 +153,7 @@ Task<> Broker::route_keyed_call(Call call)
             fail(call.caller_route, call.correlation,
                  Error{Errc::invalid_argument, call.command + ": the idempotency key was used for another request", {}, {}});
         }
-        else { send(call.caller_route, {wire::version, wire::result, call.correlation, result.code, result.body}); }
+        else { answer_call(call, result.code, result.body); }
         co_return;
     }
     if (joins_same(call)) { co_return; } // it came while the journal was asked
@@ -141,14 +162,17 @@ Task<> Broker::route_keyed_call(Call call)
 
 void Broker::route_call(Call call)
 {
-    const std::string route = call.caller_route;
-    const std::string correlation = call.correlation;
-    auto delivery = calls_.add(std::move(call));
-    if (!delivery)
+    auto room = calls_.room_for(call);
+    if (!room)
     {
-        fail(route, correlation, delivery.error());
+        schema::BusPeerRefused peer = peer_of(call.identity);
+        peer.tried = call.command;
+        peer.reason = room.error().message;
+        say_refused("quota", std::move(peer));
+        fail(call.caller_route, call.correlation, room.error());
         return;
     }
+    auto delivery = calls_.add(std::move(call));
     uv_timer_start(
         tick_.get(), [](uv_timer_t* h) { static_cast<Broker*>(h->data)->on_tick(); }, tick_ms, tick_ms);
     deliver(*calls_.find(*delivery));
@@ -158,6 +182,13 @@ void Broker::deliver(Call& call)
 {
     const Registration& service = services_[call.service];
     if (service.route.empty()) { return; } // when it registers, see deliver_waiting
+    auto room = quotas_.may_ask(service.route);
+    if (!room)
+    {
+        Error error{Errc::resource_exhausted, call.service + " does not take the requests that wait for it", "see `dstack events --type service.`", room.error().details};
+        fail_call(call.delivery, error);
+        return;
+    }
     call.delivered = true;
     call.delivered_us = steady_us();
     send(service.route, {wire::version, wire::request, std::to_string(call.delivery), call.command, std::to_string(call.deadline_ms),
@@ -185,7 +216,7 @@ void Broker::finish(std::uint64_t delivery, std::string_view code, std::string_v
                            code == to_string(Errc::resource_exhausted) || code == to_string(Errc::cancelled);
     if (call->key.empty() || transient)
     {
-        send(call->caller_route, {wire::version, wire::result, call->correlation, code, body});
+        answer_call(*call, code, body);
         note_finished(*call, code, body);
         calls_.take(delivery);
         return;
@@ -201,7 +232,7 @@ Task<> Broker::finish_keyed(Call call, std::string code, std::string body)
     if (!kept) { log::error("result not kept", {{"command", call.command}, {"error", kept.error().message}}); }
     auto done = calls_.take(call.delivery); // may have another asker by now
     if (!done) { co_return; }
-    send(done->caller_route, {wire::version, wire::result, done->correlation, code, body});
+    answer_call(*done, code, body);
     note_finished(*done, code, body);
 }
 
@@ -233,14 +264,18 @@ schema::BusStats::Reply Broker::statistics() const
     reply.journal_error = journal_error_;
     reply.events_waiting = unanswered_.size();
     reply.calls_in_flight = calls_.size();
-    reply.reads_running = reads_;
+    reply.reads_running = quotas_.reads();
+    reply.malformed = counters_.malformed;
+    reply.ignored = counters_.ignored;
+    reply.handshakes_failed = connections_.failed();
+    reply.handshakes_abandoned = connections_.abandoned();
+    reply.bytes_waiting = quotas_.waiting_bytes();
     stats_.fill(reply);
     fill_process(reply);
     const std::vector<std::string> routes = stats_.fill_peers(reply);
     for (std::size_t i = 0; i < routes.size(); ++i)
     {
-        const auto publishing = publishing_.find(routes[i]);
-        reply.peers[i].publishing = publishing == publishing_.end() ? 0 : publishing->second;
+        reply.peers[i].publishing = quotas_.events_of(routes[i]);
         reply.peers[i].calls = calls_.in_flight(routes[i]);
     }
     for (const auto& [name, registration] : services_)

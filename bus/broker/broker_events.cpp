@@ -12,8 +12,6 @@ namespace dstack::bus
 
 namespace
 {
-constexpr std::size_t max_publishing_per_route = 4096;
-constexpr std::size_t max_reads = 256;
 constexpr std::size_t frames_per_event = 7;  ///< id, type, subject, severity, time_ms, traceparent, data
 constexpr std::size_t cursors_per_answer = 256;
 constexpr std::size_t max_own_refused = 1000; ///< the broker's own events that wait for a journal that fails
@@ -85,17 +83,17 @@ void Broker::publish_one(const Message& message, std::size_t first)
         unpublished(message.route, head.id, allowed.error());
         return;
     }
-    std::size_t& mine = publishing_[message.route];
-    if (mine >= max_publishing_per_route)
+    auto room = quotas_.begin_event(message.route, head.data.size());
+    if (!room)
     {
-        unpublished(message.route, head.id,
-                    Error{Errc::resource_exhausted, "you have " + std::to_string(mine) + " events that are not yet durable",
-                          "wait for acknowledgements before publishing more", {}});
+        refuse(message, "publish " + std::string{type->name}, room.error());
+        unpublished(message.route, head.id, room.error());
         return;
     }
-    ++mine;
-    enqueue(JournalEntry{message.route, std::string{head.id}, type->name, message.identity.service, std::string{head.subject},
-                         severity_rank(head.severity), head.time_ms, begin_envelope(head)});
+    JournalEntry entry{message.route, std::string{head.id}, type->name, message.identity.service, std::string{head.subject},
+                       severity_rank(head.severity), head.time_ms, begin_envelope(head)};
+    entry.charged_bytes = head.data.size();
+    enqueue(std::move(entry));
 }
 
 Task<> Broker::commit_events()
@@ -160,8 +158,7 @@ void Broker::settle(std::vector<JournalEntry>& batch, const Result<Done>& append
             if (!appended && own_refused_.size() < max_own_refused) { own_refused_.push_back(std::move(entry)); }
             continue;
         }
-        const auto mine = publishing_.find(entry.publisher);
-        if (mine != publishing_.end() && --mine->second == 0) { publishing_.erase(mine); }
+        quotas_.end_event(entry.publisher, entry.charged_bytes);
         if (!appended)
         {
             unpublished(entry.publisher, entry.id, appended.error());
@@ -176,13 +173,14 @@ void Broker::settle(std::vector<JournalEntry>& batch, const Result<Done>& append
         answer.push_back(wire::frame(epoch + std::to_string(entry.sequence)));
         if (answer.size() >= 3 + 2 * cursors_per_answer)
         {
-            wire::send(commands_, answer);
+            if (account(entry.publisher, answer)) { wire::send(commands_, answer); }
             answer.clear();
         }
     }
     for (auto& [publisher, answer] : answers)
     {
-        if (!answer.empty()) { wire::send(commands_, answer); }
+        if (answer.empty()) { continue; }
+        if (account(std::string{publisher}, answer)) { wire::send(commands_, answer); }
     }
 }
 
@@ -203,7 +201,8 @@ void Broker::send_head() { live_stream_.head(journal_->last(), journal_->epoch()
 
 void Broker::on_subscriptions()
 {
-    if (live_stream_.take_subscriptions()) { send_head(); } // a new subscriber learns at once how far the journal is
+    const bool somebody_new = live_stream_.take_subscriptions([this](zmq::message_t& frame) { note_subscription(frame); });
+    if (somebody_new) { send_head(); } // it learns at once how far the journal is
 }
 
 void Broker::on_read(const Message& message)
@@ -218,11 +217,6 @@ void Broker::on_read(const Message& message)
     if (!limit || *limit == 0 || *limit > wire::max_read_events)
     {
         fail_read(Error{Errc::invalid_argument, "read: limit must be 1 to " + std::to_string(wire::max_read_events), {}, {}});
-        return;
-    }
-    if (reads_ >= max_reads)
-    {
-        fail_read(Error{Errc::resource_exhausted, "read: too many readers at once", "try again later", {}});
         return;
     }
     query.limit = *limit;
@@ -260,14 +254,20 @@ void Broker::on_read(const Message& message)
     query.source = text_of("source");
     const std::string severity = text_of("severity");
     query.min_severity = severity.empty() ? 0 : severity_rank(severity);
-    ++reads_;
+    auto room = quotas_.begin_read(message.route);
+    if (!room)
+    {
+        refuse(message, "read", room.error());
+        fail_read(room.error());
+        return;
+    }
     scope_.spawn(read_events(message.route, correlation, std::move(query)));
 }
 
 Task<> Broker::read_events(std::string route, std::string correlation, JournalQuery query)
 {
     auto page = co_await journal_->read(std::move(query));
-    --reads_;
+    quotas_.end_read(route);
     if (!page)
     {
         send(route, {wire::version, wire::reading_failed, correlation, to_string(page.error().code), wire::error_body(page.error())});
@@ -282,6 +282,7 @@ Task<> Broker::read_events(std::string route, std::string correlation, JournalQu
         frames.push_back(wire::frame(part));
     }
     frames.push_back(wire::frame_of(std::move(page->lines)));
+    if (!account(route, frames)) { co_return; }
     const std::size_t bytes = wire::size_of(frames);
     const bool taken = wire::send(commands_, frames);
     stats_.sent(route, bytes, taken);

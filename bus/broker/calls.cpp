@@ -1,4 +1,5 @@
 #include "bus/broker/calls.hpp"
+#include "bus/broker/quota.hpp"
 
 namespace dstack::bus
 {
@@ -8,19 +9,29 @@ namespace
 std::string key_of(const std::string& scope, const std::string& key) { return scope + '\0' + key; }
 } // namespace
 
+Result<Done> Calls::room_for(const Call& call) const
+{
+    const std::size_t bytes = call.body.size();
+    if (calls_.size() >= max_total) { return quota_error("calls_in_flight", calls_.size(), max_total, true, "try again later"); }
+    if (bytes_ != 0 && bytes_ + bytes > max_bytes) { return quota_error("call_bytes_in_flight", bytes_, max_bytes, true, "try again later"); }
+    const auto found = per_route_.find(call.caller_route);
+    if (found == per_route_.end()) { return Done{}; }
+    const Held& held = found->second;
+    constexpr std::string_view next = "wait for results before sending more";
+    if (held.calls >= max_per_route) { return quota_error("calls_in_flight", held.calls, max_per_route, false, next); }
+    if (held.bytes + bytes > max_bytes_per_route) { return quota_error("call_bytes_in_flight", held.bytes, max_bytes_per_route, false, next); }
+    return Done{};
+}
+
 Result<std::uint64_t> Calls::add(Call call)
 {
-    if (calls_.size() >= max_total)
-    {
-        return Error{Errc::resource_exhausted, "the broker has " + std::to_string(max_total) + " commands in flight", "try again later", {}};
-    }
-    std::size_t& mine = per_route_[call.caller_route];
-    if (mine >= max_per_route)
-    {
-        return Error{Errc::resource_exhausted, "you have " + std::to_string(max_per_route) + " commands in flight",
-                     "wait for results before sending more", {}};
-    }
-    ++mine;
+    auto room = room_for(call);
+    if (!room) { return std::move(room).error(); }
+    Held& held = per_route_[call.caller_route];
+    ++held.calls;
+    held.bytes += call.body.size();
+    bytes_ += call.body.size();
+    call.charged_route = call.caller_route;
     call.delivery = next_++;
     deadlines_.emplace(call.deadline_ms, call.delivery);
     if (!call.key.empty()) { keys_[key_of(call.scope, call.key)] = call.delivery; }
@@ -57,8 +68,13 @@ std::optional<Call> Calls::take(std::uint64_t delivery)
         }
     }
     if (!call.key.empty()) { keys_.erase(key_of(call.scope, call.key)); }
-    const auto mine = per_route_.find(call.caller_route);
-    if (mine != per_route_.end() && --mine->second == 0) { per_route_.erase(mine); }
+    const auto mine = per_route_.find(call.charged_route);
+    bytes_ -= call.body.size();
+    if (mine != per_route_.end())
+    {
+        mine->second.bytes -= call.body.size();
+        if (--mine->second.calls == 0) { per_route_.erase(mine); }
+    }
     return call;
 }
 

@@ -15,6 +15,7 @@ struct Call
 {
     std::uint64_t delivery = 0;
     std::string caller_route; ///< ZeroMQ routing id to answer to
+    std::string charged_route{}; ///< the one whose quota it counts on: the asker may come back on another connection
     std::string correlation;
     std::string command;
     std::string service;
@@ -24,6 +25,7 @@ struct Call
     std::string request_hash;      ///< of command and body, when there is a key
     std::string traceparent;
     std::string caller;
+    Identity identity{}; ///< of the caller
     std::string body;
     bool delivered = false;
     std::uint64_t received_us = 0;  ///< steady clock
@@ -36,9 +38,12 @@ class Calls
   public:
     static constexpr std::size_t max_per_route = 256;
     static constexpr std::size_t max_total = 20'000;
+    static constexpr std::size_t max_bytes_per_route = 16u << 20; ///< of their bodies
+    static constexpr std::size_t max_bytes = 128u << 20;
 
     /// resource_exhausted when the caller or the broker has too many in flight. Gives the call its delivery number.
     Result<std::uint64_t> add(Call call);
+    Result<Done> room_for(const Call& call) const;
     Call* find(std::uint64_t delivery);
     /// A call in flight with the same key of the same caller: the new one waits for the same result.
     Call* find_key(const std::string& scope, const std::string& key);
@@ -53,13 +58,19 @@ class Calls
     std::size_t in_flight(const std::string& route) const
     {
         const auto found = per_route_.find(route);
-        return found == per_route_.end() ? 0 : found->second;
+        return found == per_route_.end() ? 0 : found->second.calls;
     }
 
   private:
     std::map<std::uint64_t, Call> calls_;
     std::multimap<std::uint64_t, std::uint64_t> deadlines_;
-    std::unordered_map<std::string, std::size_t> per_route_;
+    struct Held
+    {
+        std::size_t calls = 0;
+        std::size_t bytes = 0;
+    };
+    std::unordered_map<std::string, Held> per_route_;
+    std::size_t bytes_ = 0;
     std::unordered_map<std::string, std::uint64_t> keys_;
     std::uint64_t next_ = 1;
 };

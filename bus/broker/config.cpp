@@ -4,6 +4,12 @@
 namespace dstack::bus
 {
 
+std::string state_directory(const BrokerConfig& config)
+{
+    const auto slash = config.journal.rfind('/');
+    return slash == std::string::npos ? "." : config.journal.substr(0, slash);
+}
+
 Result<BrokerConfig> parse_config(std::string_view toml)
 {
     auto document = config::Document::parse(toml);
@@ -20,6 +26,19 @@ Result<BrokerConfig> parse_config(std::string_view toml)
         .read("max_megabytes", max_megabytes, 0, 100'000'000);
     out.retention.max_age_ms = max_age_days * 24 * 3600 * 1000;
     out.retention.max_bytes = max_megabytes * 1024 * 1024;
+    std::string listen;
+    std::string advertise;
+    auto tcp = document->section("tcp");
+    tcp.read("listen", listen).read("advertise", advertise);
+    const auto endpoint = [&tcp](const char* key, const std::string& text, std::optional<Endpoint>& into)
+    {
+        if (text.empty()) { return; }
+        auto parsed = parse_endpoint(text);
+        if (parsed) { into = std::move(*parsed); }
+        else { tcp.refuse(key, parsed.error().message); }
+    };
+    endpoint("listen", listen, out.tcp);
+    endpoint("advertise", advertise, out.advertise);
     document->section("identity")
         .read("admin_group", out.identity.admin_group)
         .read("operator_group", out.identity.operator_group)

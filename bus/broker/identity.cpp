@@ -1,4 +1,5 @@
 #include "bus/broker/identity.hpp"
+#include "bus/broker/tokens.hpp"
 #include "bus/protocol/frames.hpp"
 #include "bus/schema/catalog.hpp"
 #include <algorithm>
@@ -33,15 +34,6 @@ bool number_u32(std::string_view text, std::uint32_t& out)
     return true;
 }
 
-schema::Role role_from(std::string_view name)
-{
-    for (const auto role : {schema::Role::viewer, schema::Role::operator_, schema::Role::admin})
-    {
-        if (schema::to_string(role) == name) { return role; }
-    }
-    return schema::Role::none;
-}
-
 bool in_group(const PeerFacts& facts, const std::string& group)
 {
     return !group.empty() && std::find(facts.groups.begin(), facts.groups.end(), group) != facts.groups.end();
@@ -51,14 +43,24 @@ bool in_group(const PeerFacts& facts, const std::string& group)
 
 std::string Identity::user_id() const
 {
+    if (!token.empty()) { return "token:" + token + ':' + address; }
     return std::to_string(uid) + ':' + std::to_string(gid) + ':' + std::to_string(pid) + ':' +
            std::string{schema::to_string(role)} + ':' + service;
 }
 
 Result<Identity> Identity::from_user_id(std::string_view text)
 {
-    const auto parts = split(text, ':');
     Identity out;
+    if (text.starts_with("token:"))
+    {
+        text.remove_prefix(6);
+        const auto colon = text.find(':');
+        if (colon != 16) { return Error{Errc::internal, "a message without an attested sender", {}, {}}; }
+        out.token = text.substr(0, colon);
+        out.address = text.substr(colon + 1);
+        return out;
+    }
+    const auto parts = split(text, ':');
     if (parts.size() != 5 || !number_u32(parts[0], out.uid) || !number_u32(parts[1], out.gid) ||
         !number_u32(parts[2], out.pid))
     {
@@ -72,7 +74,14 @@ Result<Identity> Identity::from_user_id(std::string_view text)
 std::string Identity::caller() const
 {
     if (!service.empty()) { return service; }
+    if (!token.empty()) { return std::string{schema::to_string(role)} + ":token=" + token_name + ":ip=" + address; }
     return std::string{schema::to_string(role)} + ":uid=" + std::to_string(uid) + ":pid=" + std::to_string(pid);
+}
+
+std::string Identity::scope() const
+{
+    if (!service.empty()) { return service; }
+    return token.empty() ? "uid:" + std::to_string(uid) : "token:" + token;
 }
 
 Result<PeerFacts> parse_zap_address(std::string_view address)

@@ -9,20 +9,25 @@
 namespace dstack::bus
 {
 
-/// Who is at the other end of a connection, as the kernel attested it at the handshake.
+/// Who is at the other end of a connection: over ipc as the kernel attested it at the handshake, over tcp by its key.
 struct Identity
 {
     std::uint32_t uid = 0;
     std::uint32_t gid = 0;
     std::uint32_t pid = 0;
     schema::Role role = schema::Role::none;
-    std::string service; ///< the one service that it may register as; empty: an operator
+    std::string service{}; ///< the one service that it may register as; empty: an operator
+    std::string token{};   ///< fingerprint of the key; over tcp only, and then uid, gid and pid say nothing
+    std::string address{}; ///< the peer's ip address, over tcp
+    std::string token_name{}; ///< over tcp, looked up with the role for each message: not part of the User-Id
 
-    /// "uid:gid:pid:role:service": the ZeroMQ User-Id that comes back on each message.
+    /// "uid:gid:pid:role:service" or "token:fingerprint:address": the ZeroMQ User-Id that comes back on each message.
     std::string user_id() const;
     static Result<Identity> from_user_id(std::string_view text);
-    /// "deployer", or "operator:uid=1000:pid=42".
+    /// "deployer", "operator:uid=1000:pid=42" or "operator:token=laptop:ip=192.0.2.7".
     std::string caller() const;
+    /// Whose idempotency keys are the same: a service, a user or a token.
+    std::string scope() const;
 };
 
 /// How a peer becomes a service or gets a role.

@@ -28,6 +28,8 @@ struct JournalEntry
     std::uint64_t sequence = 0;
     bool duplicate = false;     ///< the id was there already, under this sequence
     std::size_t unfinished = 0; ///< size of the envelope without its end: an entry whose append failed may be appended again
+
+    std::size_t charged_bytes = 0; ///< what the publisher's quota gets back; of no concern to the journal
 };
 
 struct JournalQuery

@@ -64,7 +64,7 @@ void LiveStream::head(std::uint64_t last, std::uint64_t epoch)
     wire::send(socket_, frames);
 }
 
-bool LiveStream::take_subscriptions()
+bool LiveStream::take_subscriptions(const std::function<void(zmq::message_t&)>& each)
 {
     wire::Frames frames;
     bool any = false;
@@ -73,6 +73,8 @@ bool LiveStream::take_subscriptions()
         // 1 or 0, then the topic. Who follows events is counted once, whatever else it subscribes.
         const std::string_view said = frames.empty() ? std::string_view{} : wire::text(frames[0]);
         if (said.empty()) { continue; }
+        each(frames[0]);
+        if (said[0] != 0 && said[0] != 1) { continue; } // a subscriber may send anything
         any = any || said[0] == 1;
         if (said.substr(1) == wire::head_topic) { continue; }
         if (said[0] == 1) { ++subscribers_; }

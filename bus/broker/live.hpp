@@ -2,6 +2,7 @@
 #include "bus/protocol/frames.hpp"
 #include "bus/broker/journal.hpp"
 #include "shared/runtime/loop.hpp"
+#include <functional>
 #include <vector>
 
 namespace dstack::bus
@@ -19,8 +20,8 @@ class LiveStream
 
     void add(const JournalEntry& event);
     void head(std::uint64_t last, std::uint64_t epoch);
-    /// Takes what subscribers said. True: somebody is new.
-    bool take_subscriptions();
+    /// Takes what subscribers said, and shows each message to `each`. True: somebody is new.
+    bool take_subscriptions(const std::function<void(zmq::message_t&)>& each);
     std::size_t subscribers() const { return subscribers_; }
 
     /// Between two rounds of telling; zero for few subscribers.

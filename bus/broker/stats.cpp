@@ -273,6 +273,10 @@ std::string open_metrics(const schema::BusStats::Reply& stats)
     page.sample("_total", label("direction", "in"), number(stats.bytes_in));
     page.sample("_total", label("direction", "out"), number(stats.bytes_out));
     page.counter("dstack_bus_messages_dropped", "Messages that could not be sent: a full queue, or a peer that was gone.", number(stats.dropped));
+    page.counter("dstack_bus_malformed_messages", "Messages that were none.", number(stats.malformed));
+    page.counter("dstack_bus_ignored_messages", "Messages of connections that had sent too many malformed ones.", number(stats.ignored));
+    page.counter("dstack_bus_failed_handshakes", "Handshakes that broke the protocol, or were for another key.", number(stats.handshakes_failed));
+    page.counter("dstack_bus_abandoned_handshakes", "Peers that went away before the end of the handshake.", number(stats.handshakes_abandoned));
     page.counter("dstack_bus_refusals", "Connections, commands and events that were refused.", number(stats.refused));
     page.counter("dstack_bus_reads", "Pages of the journal that were read.", number(stats.reads));
     page.gauge("dstack_bus_journal_failing", "1 while events are refused because the journal does not take them.", stats.journal_error.empty() ? "0" : "1");

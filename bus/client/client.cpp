@@ -80,11 +80,12 @@ Task<Result<Done>> Client::connect(milliseconds deadline)
     {
         if (state.refusal && state.refusal->code != Errc::already_exists) { co_return *state.refusal; }
         const auto left = std::chrono::duration_cast<milliseconds>(until - std::chrono::steady_clock::now());
-        if (left.count() <= 0)
+        // Nobody listens at all: for another host that is an answer, as it is for a missing socket on this one.
+        const bool nobody = state.config.remote && state.unanswered_knocks >= 5;
+        if (left.count() <= 0 || nobody)
         {
             if (state.refusal) { co_return *state.refusal; }
-            co_return Error{Errc::unavailable, "the bus in " + state.config.directory + " is not there",
-                            "start it: `dstackup dev up`, or `systemctl start dstack.target`", {}};
+            co_return state.absent({});
         }
         state.changed.reset();
         auto change = wait_for(&state.changed);
@@ -274,6 +275,7 @@ Task<Result<StreamItem>> Subscription::next()
     State& self = *state_;
     while (self.items.empty())
     {
+        if (self.client.refused_for_good && !self.client.welcome && self.client.config.service.empty()) { co_return *self.client.refusal; }
         if (self.live)
         {
             self.inbox.wake.reset();

@@ -90,11 +90,14 @@ struct CallContext
     std::uint64_t deadline_ms = 0; ///< unix time
 };
 
+struct Join;
+
 struct ClientConfig
 {
     std::string directory; ///< holds commands.sock and events.sock: PREFIX/run/dstack/bus
     std::string service;   ///< name to register under; empty: an operator or a tool
     std::string version = DSTACK_VERSION;
+    std::shared_ptr<const Join> remote{}; ///< instead of the directory: the bus of another host, over tcp; an operator only
 };
 
 class Subscription;
@@ -110,7 +113,8 @@ class Client
     ~Client();
 
     /// Connects and, for a service, registers; `serve` handlers must be set before.
-    /// permission_denied when the broker refused the handshake or the name; unavailable after `deadline`.
+    /// permission_denied when the broker refused the handshake or the name; unauthenticated when it refused the token or is
+    /// not the one that the token was made by; unavailable after `deadline`. A refusal is known within a second.
     Task<Result<Done>> connect(milliseconds deadline);
     /// Says goodbye: no more requests will be delivered here. Replies of handlers that still run are sent first.
     Task<> disconnect(milliseconds deadline);

@@ -1,5 +1,7 @@
 #include "bus/client/connection.hpp"
+#include "bus/client/join.hpp"
 #include "shared/base/time.hpp"
+#include "shared/crypto/curve25519.hpp"
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -14,6 +16,7 @@ constexpr std::uint64_t tick_ms = 2000;
 constexpr std::size_t max_queued_requests = 1024;
 constexpr std::size_t max_kept_replies = 4096;
 constexpr std::size_t max_outstanding = 16'384;
+constexpr int closes_that_mean_no = 3; ///< one or two may be a broker that just ends
 } // namespace
 
 Client::State::State(Loop& l, ClientConfig c)
@@ -34,23 +37,65 @@ Client::State::~State()
 void Client::State::start()
 {
     if (tick) { return; }
+    prepare(commands);
     commands.set(zmq::sockopt::linger, 100);
     commands.set(zmq::sockopt::immediate, true);
-    commands.set(zmq::sockopt::reconnect_ivl, 10);
-    commands.set(zmq::sockopt::reconnect_ivl_max, 300);
-    commands.set(zmq::sockopt::handshake_ivl, 5000);
     commands.set(zmq::sockopt::sndhwm, 20'000);
-    commands.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::max_message_bytes));
     zmq_socket_monitor(commands.handle(), "inproc://commands-monitor",
-                       ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED);
+                       ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                           ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CLOSED);
     monitor.connect("inproc://commands-monitor");
     monitor_watch = std::make_unique<ZmqWatch>(loop, monitor, [this] { on_monitor(); });
     commands_watch = std::make_unique<ZmqWatch>(loop, commands, [this] { on_message(); });
-    commands.connect("ipc://" + config.directory + "/commands.sock");
+    commands.connect(commands_address());
     tick = make_uv<uv_timer_t>([&](uv_timer_t* h) { return uv_timer_init(loop.raw(), h); });
     tick->data = this;
     uv_timer_start(
         tick.get(), [](uv_timer_t* h) { static_cast<State*>(h->data)->on_tick(); }, tick_ms, tick_ms);
+}
+
+void Client::State::prepare(zmq::socket_t& socket) const
+{
+    socket.set(zmq::sockopt::reconnect_ivl, 10);
+    socket.set(zmq::sockopt::reconnect_ivl_max, 300);
+    socket.set(zmq::sockopt::handshake_ivl, 5000);
+    socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::max_message_bytes));
+    if (!config.remote) { return; }
+    const Join& join = *config.remote;
+    const auto set = [&socket](int option, const std::array<std::uint8_t, 32>& key) { zmq_setsockopt(socket.handle(), option, key.data(), key.size()); };
+    set(ZMQ_CURVE_SERVERKEY, join.server_key);
+    set(ZMQ_CURVE_SECRETKEY, join.secret_key);
+    set(ZMQ_CURVE_PUBLICKEY, crypto::x25519_public(join.secret_key));
+    socket.set(zmq::sockopt::ipv6, join.endpoint.ipv6());
+    socket.set(zmq::sockopt::handshake_ivl, 3000); // a peer that accepts and then says nothing
+    socket.set(zmq::sockopt::heartbeat_ivl, 5000); // a path that swallows what is sent
+    socket.set(zmq::sockopt::heartbeat_timeout, 10'000);
+}
+
+std::string Client::State::commands_address() const
+{
+    return config.remote ? config.remote->endpoint.commands() : "ipc://" + config.directory + "/commands.sock";
+}
+
+std::string Client::State::events_address() const
+{
+    return config.remote ? config.remote->endpoint.events() : "ipc://" + config.directory + "/events.sock";
+}
+
+std::string Client::State::where() const
+{
+    return config.remote ? "the bus at " + config.remote->endpoint.text() : "the bus in " + config.directory;
+}
+
+Error Client::State::absent(std::string what) const
+{
+    if (!what.empty()) { what += ": "; }
+    if (config.remote)
+    {
+        const bool mute = shaking_hands || silent_closes > 0;
+        return Error{Errc::unavailable, what + where() + (mute ? " accepts the connection, and then does not speak as a bus" : " does not answer"), "is that its address, does it listen on tcp, does a firewall let this port and the next one through?", {}};
+    }
+    return Error{Errc::unavailable, what + where() + " is not there", "start it: `dstackup dev up`, or `systemctl start dstack.target`", {}};
 }
 
 void Client::State::on_monitor()
@@ -58,23 +103,103 @@ void Client::State::on_monitor()
     wire::Frames frames;
     while (wire::receive(monitor, frames))
     {
-        if (frames.empty() || frames[0].size() < 2) { continue; }
+        if (frames.empty() || frames[0].size() < 6) { continue; }
         std::uint16_t event = 0;
+        std::int32_t value = 0;
         std::memcpy(&event, frames[0].data(), sizeof event);
-        if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) { send_hello(); }
-        else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+        std::memcpy(&value, static_cast<const char*>(frames[0].data()) + sizeof event, sizeof value);
+        const bool was_shaking = std::exchange(shaking_hands, event == ZMQ_EVENT_CONNECTED);
+        if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED)
         {
-            refusal = Error{Errc::permission_denied, "the bus in " + config.directory + " refused this user",
-                            "be a member of the dstack group, or root; `dstack events --type bus.` shows refusals to those who may", {}};
+            silent_closes = 0;
+            send_hello();
+        }
+        else if (event == ZMQ_EVENT_CONNECTED) { unanswered_knocks = 0; }
+        else if (event == ZMQ_EVENT_CLOSED)
+        {
+            ++unanswered_knocks;
             changed.set();
         }
-        else { lost(); }
+        else if (event == ZMQ_EVENT_DISCONNECTED)
+        {
+            // ZeroMQ says nothing of its own about a peer that does not speak ZMTP at all, and does not come back to it.
+            if (was_shaking && config.remote) { on_handshake_failure(ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL, 0); }
+            lost();
+        }
+        else { on_handshake_failure(event, value); }
     }
+}
+
+void Client::State::on_handshake_failure(int event, int value)
+{
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+    {
+        session_over = true;
+        if (!config.remote)
+        {
+            refused(Error{Errc::permission_denied, where() + " refused this user",
+                          "be a member of the dstack group, or root; `dstack events --type bus.` shows refusals to those who may", {}});
+            return;
+        }
+        const Join& join = *config.remote;
+        const std::string next = "have a new one made on that host: `dstackup token create`; `dstackup token list` there shows those that are";
+        const bool over = join.expires_ms != 0 && join.expires_ms <= unix_ms();
+        refused(Error{Errc::unauthenticated,
+                      over ? "the token " + join.name + " expired at " + rfc3339(join.expires_ms)
+                           : where() + " refused the token " + join.name + ": it was revoked, or is not known there",
+                      next, {}});
+        return;
+    }
+    const std::string other_server = where() + " does not have the key that the token was made for";
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+    {
+        session_over = true;
+        const bool mechanism = value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH;
+        refused(Error{Errc::unauthenticated,
+                      mechanism ? where() + (config.remote ? " does not encrypt: that is no dstack bus over tcp" : " wants a key: that is no local bus")
+                                : other_server + ", or is no dstack bus",
+                      config.remote ? "check --host, or have a new token made on that host: `dstackup token create`" : "check --prefix", {}});
+        return;
+    }
+    // The peer closed in the middle of the handshake. A CURVE server does so when it cannot read what was encrypted for
+    // another key; it says nothing to a stranger.
+    if (!config.remote || ++silent_closes < closes_that_mean_no) { return; }
+    refused(Error{Errc::unauthenticated, other_server + " (or is no dstack bus)",
+                  "it was installed anew, or something stands in between; have a new token made on that host: `dstackup token create`", {}});
+}
+
+void Client::State::refused(Error error)
+{
+    refusal = std::move(error);
+    refused_for_good = true;
+    welcome = false;
+    for (auto& [id, request] : outstanding)
+    {
+        if (request->answer || request->error) { continue; }
+        request->error = *refusal;
+        request->done.set();
+    }
+    for (LiveInbox* inbox : inboxes) { inbox->wake.set(); }
+    changed.set();
+}
+
+void Client::State::reconnect()
+{
+    session_over = false;
+    silent_closes = 0;
+    const std::string address = commands_address();
+    zmq_disconnect(commands.handle(), address.c_str()); // may be gone already
+    commands.connect(address);
+    if (!live_watch) { return; }
+    const std::string events = events_address();
+    zmq_disconnect(live.handle(), events.c_str());
+    live.connect(events);
 }
 
 void Client::State::send_hello()
 {
     refusal.reset();
+    refused_for_good = false;
     transmit({std::string{wire::version}, std::string{wire::hello}, config.service, config.version});
 }
 
@@ -118,6 +243,7 @@ void Client::State::on_tick()
 {
     if (welcome) { transmit({std::string{wire::version}, std::string{wire::ping}}); }
     else if (refusal && refusal->code == Errc::already_exists) { send_hello(); } // the one before us may be gone now
+    else if (session_over) { reconnect(); } // the administrator may have changed the rules
 }
 
 void Client::State::on_message()
@@ -167,12 +293,29 @@ void Client::State::handle(wire::Frames& frames)
     else if (verb == wire::welcome) { welcomed(); }
     else if (verb == wire::refused)
     {
-        refusal = wire::error_from(at(2), at(3));
+        Error error = wire::error_from(at(2), at(3));
+        if (error.code != Errc::already_exists)
+        {
+            refused(std::move(error));
+            return;
+        }
+        refusal = std::move(error);
         changed.set();
     }
     else if (verb == wire::pong)
     {
         if (at(3) == "unknown" && !goodbye) { send_hello(); }
+        if (config.remote)
+        {
+            // Where only the port of the commands is let through, no live frame ever comes: the heartbeat says it too.
+            const std::uint64_t head = wire::number(at(2)).value_or(0);
+            for (LiveInbox* inbox : inboxes)
+            {
+                if (head <= inbox->head) { continue; }
+                inbox->head = head;
+                inbox->wake.set();
+            }
+        }
     }
     else if (verb == wire::bye)
     {
@@ -211,6 +354,8 @@ Task<Result<wire::Frames>> Client::State::exchange(std::string id, std::vector<s
     {
         co_return Error{Errc::already_exists, what + ": the same request is on its way already", {}, {}};
     }
+    // A service goes on asking: its rules may be mended while it runs. A tool has an answer.
+    if (refused_for_good && !welcome && config.service.empty()) { co_return *refusal; }
     Outstanding request{loop, std::move(frames)};
     request.repeatable = repeatable;
     request.number = ++requests;
@@ -235,8 +380,7 @@ Task<Result<wire::Frames>> Client::State::exchange(std::string id, std::vector<s
     {
         if (refusal) { co_return *refusal; }
         if (welcome) { co_return std::move(in_time).error(); }
-        co_return Error{Errc::unavailable, what + ": the bus in " + config.directory + " is not there",
-                        "start it: `dstackup dev up`, or `systemctl start dstack.target`", {}};
+        co_return absent(std::move(what));
     }
     co_return std::move(*request.answer);
 }
@@ -344,15 +488,13 @@ Task<Result<Page>> Client::State::read_page(std::string after, std::size_t limit
 void Client::State::open_live()
 {
     if (live_watch) { return; }
+    prepare(live);
     live.set(zmq::sockopt::linger, 0);
     live.set(zmq::sockopt::rcvhwm, 10'000);
-    live.set(zmq::sockopt::reconnect_ivl, 10);
-    live.set(zmq::sockopt::reconnect_ivl_max, 300);
-    live.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::max_message_bytes));
     live.set(zmq::sockopt::subscribe, wire::event_topic);
     live.set(zmq::sockopt::subscribe, wire::head_topic);
     live_watch = std::make_unique<ZmqWatch>(loop, live, [this] { on_live(); });
-    live.connect("ipc://" + config.directory + "/events.sock");
+    live.connect(events_address());
 }
 
 void Client::State::on_live()

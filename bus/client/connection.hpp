@@ -75,7 +75,18 @@ struct Client::State
     };
 
     void start();
+    /// The same keys, key exchange and time limits for both sockets.
+    void prepare(zmq::socket_t& socket) const;
+    std::string commands_address() const;
+    std::string events_address() const;
+    std::string where() const; ///< for messages: "the bus in /run/dstack/bus", "the bus at host:9700"
+    Error absent(std::string what) const;
     void on_monitor();
+    void on_handshake_failure(int event, int value);
+    /// Nothing more will come from this broker: whoever waits learns it now.
+    void refused(Error error);
+    /// After a refusal ZeroMQ does not try again by itself.
+    void reconnect();
     void on_message();
     void on_live();
     void on_tick();
@@ -109,6 +120,11 @@ struct Client::State
     bool welcome = false;
     bool goodbye = false;
     std::optional<Error> refusal;
+    bool refused_for_good = false; ///< the refusal is of this peer, not of the moment
+    bool session_over = false;     ///< ZeroMQ has given the connection up
+    bool shaking_hands = false;    ///< connected, and no word yet of how the handshake went
+    int unanswered_knocks = 0;     ///< attempts in a row that found nobody listening
+    int silent_closes = 0;         ///< the peer closed, without a word, in the middle of this many handshakes in a row
     Event changed;
     std::uint64_t next_correlation = 1;
     std::unordered_map<std::string, Outstanding*> outstanding;

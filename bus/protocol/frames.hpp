@@ -41,6 +41,7 @@ inline constexpr std::string_view ok = "ok";
 inline constexpr std::size_t max_message_bytes = 4 * 1024 * 1024; ///< one frame
 inline constexpr std::size_t max_event_bytes = 256 * 1024;        ///< the data of one event
 inline constexpr std::size_t max_body_bytes = 1024 * 1024;        ///< the body of one command or result
+inline constexpr std::size_t max_word_bytes = 128;                ///< a correlation, id or name
 inline constexpr std::size_t max_frames = 1200;                   ///< of one message
 inline constexpr std::size_t max_read_events = 1000;              ///< in one answer to `read`
 inline constexpr std::size_t max_read_bytes = 2 * 1024 * 1024;    ///< in one answer to `read`

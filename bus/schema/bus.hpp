@@ -25,20 +25,79 @@ struct BusStarted
 struct BusPeerRefused
 {
     static constexpr EventType type{"bus.peer_refused", "bus", Severity::warning, 1,
-                                    "A connection or a request was refused. Rate-limited; `suppressed` counts what was not said."};
+                                    "A connection or a request was refused. One per kind and second; `suppressed` counts what was not said."};
     std::uint64_t uid = 0;
     std::uint64_t pid = 0;
     std::string tried;
     std::string reason;
     std::uint64_t suppressed = 0;
+    std::string kind;
+    std::string address;
+    std::string token;
+    std::string key;
     std::string_view subject() const { return "bus"; }
     void describe(Fields& f)
     {
-        f("uid", uid, "user id of the peer, attested by the kernel");
-        f("pid", pid, "process id of the peer, attested by the kernel");
+        f("uid", uid, "user id of a peer on this host, attested by the kernel; 0 over tcp");
+        f("pid", pid, "process id of a peer on this host, attested by the kernel; 0 over tcp");
         f("tried", tried, "what it tried: connect, the command, or the event type");
         f("reason", reason, "the rule that refused it");
-        f("suppressed", suppressed, "refusals since the last such event that got none of their own");
+        f("suppressed", suppressed, "refusals of the same kind since the last such event that got none of their own");
+        f.optional("kind", kind, "connect, handshake, token, access, quota or garbage");
+        f.optional("address", address, "ip address of a peer over tcp, `unknown` when it was gone too soon; empty: a peer on this host");
+        f.optional("token", token, "name of the token of a peer over tcp, when it is known");
+        f.optional("key", key, "fingerprint of the key of a peer over tcp: 16 hex digits of its SHA-256");
+    }
+};
+
+struct BusTokenCreated
+{
+    static constexpr EventType type{"bus.token_created", "bus", Severity::info, 1, "A remote operator may connect over tcp."};
+    std::string name;
+    std::string role;
+    std::string expires;
+    std::string key;
+    std::string by;
+    std::string_view subject() const { return name; }
+    void describe(Fields& f)
+    {
+        f("name", name, "the token's name");
+        f("role", role, "viewer, operator or admin");
+        f("expires", expires, "when it ends, RFC 3339");
+        f("key", key, "fingerprint of its public key: 16 hex digits of its SHA-256");
+        f("by", by, "who created it, as attested");
+    }
+};
+
+struct BusTokenRevoked
+{
+    static constexpr EventType type{"bus.token_revoked", "bus", Severity::warning, 1, "A token has no rights any more; its connections were cut."};
+    std::string name;
+    std::string role;
+    std::string key;
+    std::string by;
+    std::string_view subject() const { return name; }
+    void describe(Fields& f)
+    {
+        f("name", name, "the token's name");
+        f("role", role, "the role that it had");
+        f("key", key, "fingerprint of its public key");
+        f("by", by, "who revoked it, as attested");
+    }
+};
+
+struct BusTokenExpired
+{
+    static constexpr EventType type{"bus.token_expired", "bus", Severity::info, 1, "A token's time is over; its connections were cut."};
+    std::string name;
+    std::string role;
+    std::string key;
+    std::string_view subject() const { return name; }
+    void describe(Fields& f)
+    {
+        f("name", name, "the token's name");
+        f("role", role, "the role that it had");
+        f("key", key, "fingerprint of its public key");
     }
 };
 
@@ -143,6 +202,98 @@ struct BusServices
             f("epoch", epoch, "the journal's epoch");
             f("last_sequence", last_sequence, "newest durable event");
             f("services", services, "every service that ever registered in this run of the broker");
+        }
+    };
+};
+
+struct TokenEntry
+{
+    std::string name;
+    std::string role;
+    std::string state;
+    std::string created;
+    std::string expires;
+    std::string key;
+    std::string by;
+    std::uint64_t connections = 0;
+    void describe(Fields& f)
+    {
+        f("name", name, "the token's name");
+        f("role", role, "viewer, operator or admin");
+        f("state", state, "active, expired or revoked");
+        f("created", created, "when it was created, RFC 3339");
+        f("expires", expires, "when it ends, RFC 3339");
+        f("key", key, "fingerprint of its public key");
+        f("by", by, "who created it");
+        f("connections", connections, "connections that are open with it now");
+    }
+};
+
+struct BusCreateToken
+{
+    static constexpr CommandType type{"bus.create_token", "bus", Role::admin, "", 1,
+                                      "Lets the holder of a key connect over tcp. The same name and key again: the same token."};
+    std::string name;
+    std::string role;
+    std::string public_key;
+    std::uint64_t expires_ms = 0;
+    void describe(Fields& f)
+    {
+        f("name", name, "1 to 64 of a-z 0-9 . _ -");
+        f("role", role, "viewer, operator or admin");
+        f("public_key", public_key, "the client's CURVE public key, 64 hex digits; its secret key never leaves the one who made it");
+        f("expires_ms", expires_ms, "unix time in ms at which it ends; at most ten years ahead");
+    }
+    struct Reply
+    {
+        TokenEntry token;
+        std::string server_key;
+        std::string address;
+        bool already = false;
+        void describe(Fields& f)
+        {
+            f("server_key", server_key, "the broker's CURVE public key, 64 hex digits: what the client must insist on");
+            f("address", address, "HOST:PORT of the broker's commands socket; its events socket is on the next port");
+            f("already", already, "there was this token before");
+            token.describe(f);
+        }
+    };
+};
+
+struct BusListTokens
+{
+    static constexpr CommandType type{"bus.list_tokens", "bus", Role::admin, "", 1, "Who may connect over tcp. No secrets: the broker has none."};
+    void describe(Fields&) {}
+    struct Reply
+    {
+        std::string address;
+        std::string server_key;
+        std::vector<TokenEntry> tokens;
+        void describe(Fields& f)
+        {
+            f("address", address, "HOST:PORT of the broker's commands socket; empty: it does not listen on tcp");
+            f("server_key", server_key, "fingerprint of the broker's key; empty: it does not listen on tcp");
+            f("tokens", tokens, "every token, also those that ended, by name");
+        }
+    };
+};
+
+struct BusRevokeToken
+{
+    static constexpr CommandType type{"bus.revoke_token", "bus", Role::admin, "", 1,
+                                      "Takes a token's rights and cuts its connections, durably and at once."};
+    std::string name;
+    void describe(Fields& f) { f("name", name, "the token's name"); }
+    struct Reply
+    {
+        TokenEntry token;
+        bool already = false;
+        std::uint64_t cut = 0;
+        void describe(Fields& f)
+        {
+            f("already", already, "it was revoked before");
+            f("cut", cut, "connections that were cut");
+            token.describe(f);
         }
     };
 };

@@ -111,6 +111,11 @@ struct BusStats
         std::uint64_t bytes_out = 0;
         std::uint64_t dropped = 0;
         std::uint64_t refused = 0;
+        std::uint64_t malformed = 0;
+        std::uint64_t ignored = 0;
+        std::uint64_t handshakes_failed = 0;
+        std::uint64_t handshakes_abandoned = 0;
+        std::uint64_t bytes_waiting = 0;
         std::uint64_t reads = 0;
         std::uint64_t events_waiting = 0;
         std::uint64_t calls_in_flight = 0;
@@ -139,6 +144,11 @@ struct BusStats
             f("bytes_out", bytes_out, "bytes sent");
             f("dropped", dropped, "messages that could not be sent: the peer's queue was full, or it was gone");
             f("refused", refused, "connections, commands and events that were refused");
+            f.optional("malformed", malformed, "messages that were none");
+            f.optional("ignored", ignored, "messages of connections that had sent too many of those");
+            f.optional("handshakes_failed", handshakes_failed, "handshakes that broke the protocol, or were for another key");
+            f.optional("handshakes_abandoned", handshakes_abandoned, "peers that went away, or said nothing, before the end of the handshake");
+            f.optional("bytes_waiting", bytes_waiting, "bytes of answers that peers have not taken yet");
             f("reads", reads, "pages of the journal that were read");
             f("events_waiting", events_waiting, "events that wait for the next batch");
             f("calls_in_flight", calls_in_flight, "commands without a result");

@@ -24,6 +24,9 @@ const std::vector<EventEntry>& events()
     static const std::vector<EventEntry> all{
         entry<BusStarted>(),
         entry<BusPeerRefused>(),
+        entry<BusTokenCreated>(),
+        entry<BusTokenRevoked>(),
+        entry<BusTokenExpired>(),
         entry<ServiceUp>(),
         entry<ServiceDown>(),
         entry<BusGap>(),
@@ -68,6 +71,9 @@ const std::vector<CommandEntry>& commands()
 {
     static const std::vector<CommandEntry> all{
         entry<BusServices>(),
+        entry<BusCreateToken>(),
+        entry<BusListTokens>(),
+        entry<BusRevokeToken>(),
         entry<BusStats>(),
         entry<LeaseReserve>(),
         entry<LeaseBind>(),

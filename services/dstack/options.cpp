@@ -1,4 +1,5 @@
 #include "services/dstack/options.hpp"
+#include "bus/protocol/endpoint.hpp"
 #include "services/dstack/exit_code.hpp"
 #include "services/dstack/port_spec.hpp"
 #include "services/dstack/text.hpp"
@@ -25,8 +26,6 @@ struct Words
     std::vector<std::string> ports;
     std::string memory;
     std::string timeout;
-    std::string host;
-    std::string token_file;
     std::string instance;
     bool debug = false;
     bool version = false;
@@ -48,8 +47,8 @@ void add_globals(CLI::App& app, Options& o, Words& w)
     app.add_option("--timeout", w.timeout, "how long to wait, such as 90s")->type_name("TIME");
     app.add_option("--prefix", o.prefix, "the instance under this directory (also DSTACK_PREFIX)")->type_name("DIR");
     app.add_option("--instance", w.instance, "a named instance")->type_name("NAME");
-    app.add_option("--host", w.host, "another host")->type_name("URL");
-    app.add_option("--token-file", w.token_file, "token for another host")->type_name("FILE");
+    app.add_option("--host", o.host, "the bus of another host (also DSTACK_HOST); default: the one in the token file")->type_name("HOST[:PORT]");
+    app.add_option("--token-file", o.token_file, "join string from `dstackup token create`; - is stdin (also DSTACK_TOKEN_FILE)")->type_name("FILE");
     app.add_flag("--version", w.version, "the version");
 }
 
@@ -151,11 +150,20 @@ Result<Done> finish(Options& o, Words& w)
         if (!timeout) { return std::move(timeout).error().within("--timeout"); }
         o.timeout_ms = std::max<std::uint64_t>(*timeout, 1);
     }
-    if (!w.host.empty() || !w.token_file.empty() || !w.instance.empty())
+    if (!w.instance.empty())
     {
-        return Error{Errc::invalid_argument, "--host, --token-file and --instance: this version reaches only the bus of this host",
-                     "use --prefix DIR for another instance on this host", {}};
+        return Error{Errc::invalid_argument, "--instance: this version has no named instances", "use --prefix DIR for another instance on this host", {}};
     }
+    if (!o.prefix.empty() && (!o.host.empty() || !o.token_file.empty()))
+    {
+        return Error{Errc::invalid_argument, "--prefix is for an instance on this host, --host and --token-file for another one", "leave one of them away", {}};
+    }
+    if (!o.host.empty())
+    {
+        auto host = bus::parse_endpoint(o.host);
+        if (!host) { return std::move(host).error().within("--host"); }
+    }
+    if (o.token_file == "-" && o.compose == "-") { return Error{Errc::invalid_argument, "stdin cannot be both the token and the compose file", "put one of them into a file", {}}; }
     o.allow = !w.no_allow;
     o.kms = !w.no_kms;
     o.verbose = o.verbose || w.debug;
@@ -222,7 +230,7 @@ std::string bash_completion()
 {
     return R"(_dstack() {
     local verbs="deploy run ls apps ps info logs events trace bus stop start rm leases version completion"
-    local flags="--json --quiet --verbose --no-color --no-input --yes --dry-run --timeout --prefix --help --version"
+    local flags="--json --quiet --verbose --no-color --no-input --yes --dry-run --timeout --prefix --host --token-file --help --version"
     if [ "$COMP_CWORD" -eq 1 ]; then
         COMPREPLY=($(compgen -W "$verbs $flags" -- "${COMP_WORDS[COMP_CWORD]}"))
         return

@@ -22,6 +22,8 @@ struct Options
     bool yes = false;
     bool dry_run = false;
     std::string prefix;           ///< empty: from the environment, or the defaults
+    std::string host;             ///< another host's bus, HOST[:PORT]; empty: from the environment, the token's, or this host's
+    std::string token_file;       ///< for that host; "-" is stdin; empty: from the environment
     std::uint64_t timeout_ms = 0; ///< 0: the verb's own
 
     std::string app;     ///< info, logs, stop, start, rm

@@ -1,4 +1,5 @@
 #include "services/dstack/session.hpp"
+#include "bus/client/join.hpp"
 #include "services/dstack/document.hpp"
 #include "services/dstack/exit_code.hpp"
 #include "services/dstack/text.hpp"
@@ -36,6 +37,37 @@ std::string bus_directory(const std::string& prefix, const char* environment_pre
     return exists(system_bus) ? system_bus : development_bus;
 }
 
+Result<bus::ClientConfig> locate_bus(const Options& options)
+{
+    const auto wish = [&options](const std::string& flag, const char* variable) -> std::string
+    {
+        const char* value = options.prefix.empty() ? std::getenv(variable) : nullptr;
+        return !flag.empty() || value == nullptr ? flag : value;
+    };
+    const std::string host = wish(options.host, "DSTACK_HOST");
+    const std::string token_file = wish(options.token_file, "DSTACK_TOKEN_FILE");
+    bus::ClientConfig out;
+    if (host.empty() && token_file.empty())
+    {
+        out.directory = bus_directory(options.prefix, std::getenv("DSTACK_PREFIX"));
+        return out;
+    }
+    if (token_file.empty())
+    {
+        return Error{Errc::invalid_argument, "--host " + host + " needs a token", "on that host: dstackup token create NAME --out FILE; here: --token-file FILE", {}};
+    }
+    auto join = bus::read_token_file(token_file);
+    if (!join) { return std::move(join).error(); }
+    if (!host.empty())
+    {
+        auto endpoint = bus::parse_endpoint(host);
+        if (!endpoint) { return std::move(endpoint).error().within("DSTACK_HOST"); }
+        join->endpoint = std::move(*endpoint);
+    }
+    out.remote = std::make_shared<const bus::Join>(std::move(*join));
+    return out;
+}
+
 Result<Done> check_bus(const std::string& directory)
 {
     const std::string path = directory + "/commands.sock";
@@ -59,15 +91,19 @@ Result<Done> check_bus(const std::string& directory)
 }
 
 Session::Session(Loop& loop, Options options)
-    : loop_(loop), options_(std::move(options)), directory_(bus_directory(options_.prefix, std::getenv("DSTACK_PREFIX"))),
-      client_(loop, bus::ClientConfig{directory_, {}})
+    : loop_(loop), options_(std::move(options)), where_(locate_bus(options_)),
+      client_(loop, where_ ? *where_ : bus::ClientConfig{})
 {
 }
 
 Task<Result<Done>> Session::connect()
 {
-    auto there = check_bus(directory_);
-    if (!there) { co_return std::move(there).error(); }
+    if (!where_) { co_return where_.error(); }
+    if (!where_->remote)
+    {
+        auto there = check_bus(where_->directory);
+        if (!there) { co_return std::move(there).error(); }
+    }
     const milliseconds limit{3'000};
     co_return co_await client_.connect(limit);
 }

@@ -9,6 +9,8 @@ namespace dstack::cli
 
 /// Where the bus of this host, or of the prefix, has its sockets.
 std::string bus_directory(const std::string& prefix, const char* environment_prefix);
+/// The bus that was asked for: of another host when --host, --token-file or their environment say so.
+Result<bus::ClientConfig> locate_bus(const Options& options);
 /// At once when nobody listens there: one clear error instead of a wait.
 Result<Done> check_bus(const std::string& directory);
 
@@ -44,7 +46,7 @@ class Session
   private:
     Loop& loop_;
     Options options_;
-    std::string directory_;
+    Result<bus::ClientConfig> where_;
     bus::Client client_;
     std::string traceparent_ = bus::make_traceparent(); ///< of all that this run asks for
     bool incomplete_ = false;

@@ -1,6 +1,7 @@
 #include "services/dstackup/cli.hpp"
 #include "services/dstackup/dev.hpp"
 #include "services/dstackup/image_verbs.hpp"
+#include "services/dstackup/token_verbs.hpp"
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdlib>
@@ -19,6 +20,8 @@ constexpr const char* examples = R"(Examples:
   dstackup dev down                   stop its guests and services, keep the data
   dstackup dev down --purge --yes     and remove its data
   dstackup image import ./nginx-oci   let guests run that image
+  dstackup token create ann --role operator --out ann.join
+                                      let a remote operator in
 
 )";
 
@@ -28,6 +31,7 @@ struct Command
     DevUp up{};
     DevDown down{};
     ImageImport import{};
+    TokenCreate token{};
     std::function<int()> verb{};
 };
 
@@ -96,6 +100,27 @@ void add_image(CLI::App& app, Command& command)
     add_verb(*image, command, "ls", "the images that are there", [&command] { return image_ls(command.global); });
 }
 
+void add_token(CLI::App& app, Command& command)
+{
+    auto* token = app.add_subcommand("token", "who may reach the bus from other hosts, with which role, until when");
+    token->require_subcommand(1);
+    add_global(*token, command.global);
+    auto* create = add_verb(*token, command, "create", "let somebody in: prints a join string, once",
+                            [&command] { return token_create(command.global, command.token); });
+    create->add_option("name", command.token.name, "a name for it: a-z 0-9 . _ -")->required();
+    create->add_option("--role", command.token.role, "viewer, operator or admin")
+        ->check(CLI::IsMember({"viewer", "operator", "admin"}))
+        ->capture_default_str();
+    create->add_option("--expires", command.token.expires, "how long it lives: 12h, 30d, 8w")->type_name("TIME")->capture_default_str();
+    create->add_option("--address", command.token.address, "how the operator reaches this host; default: [tcp] advertise, or its name")
+        ->type_name("HOST[:PORT]");
+    create->add_option("--out", command.token.out, "write the join string to this new file (0600) instead of stdout")->type_name("FILE");
+    add_verb(*token, command, "list", "all tokens, also those that ended", [&command] { return token_list(command.global); })->alias("ls");
+    auto* revoke = add_verb(*token, command, "revoke", "take its rights and end its connections, at once",
+                            [&command] { return token_revoke(command.global, command.token.name); });
+    revoke->add_option("name", command.token.name, "its name")->required();
+}
+
 /// The word that stands where a verb should.
 std::string unknown_verb(const CLI::App& app)
 {
@@ -153,6 +178,7 @@ int run_cli(int argc, char** argv)
     add_global(app, command.global);
     add_dev(app, command);
     add_image(app, command);
+    add_token(app, command);
     try
     {
         app.parse(argc, argv);

@@ -41,7 +41,9 @@ void observe(MeshStatus& status, bool supervised)
     {
         if (service.process.pid == 0 || process::alive(service.process)) { continue; }
         service.process = {};
+        const bool said_to_run = service.phase == Phase::ready || service.phase == Phase::starting;
         if (!supervised) { service.phase = Phase::stopped; }
+        else if (said_to_run) { service.phase = Phase::backoff; } // the supervisor is about to notice
     }
 }
 

@@ -77,6 +77,14 @@ Task<Result<Done>> drained(Scope& scope)
 }
 } // namespace
 
+Task<> Events::kept()
+{
+    if (!impl_) { co_return; }
+    auto nothing = [](state::Connection&) -> Result<Done> { return Done{}; }; // jobs run in order: those before it are done
+    auto done = co_await impl_->database->run(nothing);
+    (void)done; // what could not be kept has been said
+}
+
 Task<> Events::stop(milliseconds limit)
 {
     if (!impl_) { co_return; }

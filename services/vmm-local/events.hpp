@@ -25,6 +25,8 @@ class Events
     {
         emit_raw(bus::Client::make_event(std::move(event), bus::Trace{std::move(traceparent)}));
     }
+    /// Returns when all that was emitted so far is durable in the outbox: before an answer that an event follows from.
+    Task<> kept();
     /// Waits until what was emitted is durable in the outbox, says goodbye to the bus.
     Task<> stop(milliseconds limit);
 

@@ -107,6 +107,7 @@ class Vmm
         auto outcome = std::make_shared<Outcome<T>>(loop_);
         operations_.spawn(run_operation(std::move(operation), outcome));
         co_await outcome->done.wait();
+        co_await events_.kept(); // what was done is told, also when this process dies right after its answer
         co_return *outcome->value;
     }
 

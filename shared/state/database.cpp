@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <sqlite3.h>
+#include <sys/resource.h>
 #include <thread>
 #include <unistd.h>
 
@@ -318,6 +319,16 @@ Result<Done> prepare_file(Connection& connection, const std::string& path, const
 }
 } // namespace
 
+namespace
+{
+/// For threads that have time: they get less of a busy processor than those that somebody waits for.
+void lower_priority()
+{
+    constexpr int nice = 5;
+    ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), nice); // of this thread only, on Linux
+}
+} // namespace
+
 /// Copies the log into the database on a thread and a connection of its own, so that no commit waits for it.
 class Connection::Checkpointer
 {
@@ -357,7 +368,11 @@ class Connection::Checkpointer
                 return SQLITE_OK;
             },
             this);
-        thread_ = std::thread{[this] { work(); }};
+        thread_ = std::thread{[this]
+                              {
+                                  lower_priority();
+                                  work();
+                              }};
     }
 
     void committed(int pages)
@@ -468,7 +483,11 @@ Database::Database(Loop& loop, std::unique_ptr<State> state) : loop_(loop), stat
     state_->wake = make_uv<uv_async_t>(
         [&](uv_async_t* h) { return uv_async_init(loop.raw(), h, [](uv_async_t* a) { static_cast<State*>(a->data)->deliver(); }); });
     state_->wake->data = state_.get();
-    state_->worker = std::thread{[state = state_.get()] { state->work(); }};
+    state_->worker = std::thread{[state = state_.get()]
+                                 {
+                                     if (state->options.read_only) { lower_priority(); }
+                                     state->work();
+                                 }};
 }
 
 Result<std::unique_ptr<Database>> Database::open(Loop& loop, const std::string& path, const std::vector<std::string>& migrations,

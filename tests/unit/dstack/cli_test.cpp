@@ -200,7 +200,10 @@ TEST_CASE("mistakes are usage, in one sentence, as JSON when that was asked for"
                                                                    {"info"},
                                                                    {"ls", "--frob"},
                                                                    {"logs", "x", "--lines", "0"},
-                                                                   {"--host", "h", "ls"},
+                                                                   {"--host", "h:0", "ls"},
+                                                                   {"--host", "h", "--prefix", "/x", "ls"},
+                                                                   {"deploy", "-n", "x", "-c", "-", "--token-file", "-"},
+                                                                   {"--instance", "x", "ls"},
                                                                    {"events", "--severity", "loud"}})
     {
         auto parsed = parse(words);
@@ -210,6 +213,10 @@ TEST_CASE("mistakes are usage, in one sentence, as JSON when that was asked for"
         CHECK_FALSE(leave->error.empty());
         CHECK_FALSE(leave->json);
     }
+    auto remote = parse({"ls", "--host", "[2001:db8::7]:9700", "--token-file", "f"});
+    REQUIRE(std::holds_alternative<Options>(remote));
+    CHECK(std::get<Options>(remote).host == "[2001:db8::7]:9700");
+    CHECK(std::get<Options>(remote).token_file == "f");
     auto parsed = parse({"ls", "--frob", "--json"});
     CHECK(std::get<Leave>(parsed).json);
     auto help = parse({"deploy", "--help"});
