@@ -28,7 +28,7 @@ json image_json(const std::string& folder)
              {{"entrypoint", json::array()}, {"cmd", {"sh"}}, {"env", {"PATH=/bin"}}, {"workdir", "/"}, {"user", ""}}}};
 }
 
-constexpr std::string_view passwd =
+constexpr std::string_view passwd_file =
     "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1001::/home/app:/bin/sh\nhuge:x:99999999999:1::/:/\n";
 constexpr std::string_view groups = "root:x:0:\nstaff:x:50:bob,app\nadm:x:4:app\nwww:x:33:\n";
 
@@ -86,16 +86,16 @@ TEST_CASE("users are looked up in the image")
     for (const Row& row : rows)
     {
         INFO(row.spec);
-        const auto user = resolve_user(row.spec, passwd, groups);
+        const auto user = resolve_user(row.spec, passwd_file, groups);
         REQUIRE(user);
         CHECK(user->uid == row.uid);
         CHECK(user->gid == row.gid);
         CHECK(user->home == row.home);
         CHECK(user->groups == row.groups);
     }
-    CHECK(resolve_user("nobody", passwd, groups).error().message == "the image has no user 'nobody'");
-    CHECK(resolve_user("app:nogroup", passwd, groups).error().message == "the image has no group 'nogroup'");
-    CHECK_FALSE(resolve_user("huge", passwd, groups));
+    CHECK(resolve_user("nobody", passwd_file, groups).error().message == "the image has no user 'nobody'");
+    CHECK(resolve_user("app:nogroup", passwd_file, groups).error().message == "the image has no group 'nogroup'");
+    CHECK_FALSE(resolve_user("huge", passwd_file, groups));
     CHECK(resolve_user("", "", "")->uid == 0);
 }
 
