@@ -16,6 +16,7 @@ constexpr std::uint64_t silence_limit_ms = 15'000;  ///< a service pings every 2
 constexpr std::uint64_t turn_us = 5'000; ///< then handshakes and timers, whatever one peer asks for
 constexpr std::uint64_t tick_ms = 20;
 constexpr std::uint64_t trim_interval_ms = 5'000;
+constexpr std::size_t max_identities = 4096;
 } // namespace
 
 Broker::Broker(Loop& loop, BrokerConfig config, std::unique_ptr<Journal> journal)
@@ -78,6 +79,17 @@ Result<Done> Broker::listen()
 
 // --- receiving --------------------------------------------------------------------------------------------------
 
+/// Of what the handshake of this connection has found; taken apart once.
+const Identity* Broker::identity_of(const std::string& user_id)
+{
+    const auto known = identities_.find(user_id);
+    if (known != identities_.end()) { return &known->second; }
+    auto identity = Identity::from_user_id(user_id);
+    if (!identity) { return nullptr; }
+    if (identities_.size() >= max_identities) { identities_.clear(); }
+    return &identities_.emplace(user_id, std::move(*identity)).first->second;
+}
+
 void Broker::on_commands()
 {
     const std::uint64_t until_us = steady_us() + turn_us;
@@ -92,9 +104,9 @@ void Broker::on_commands()
         Message message;
         message.route = std::string{wire::text(frames[0])};
         const char* user_id = frames[1].gets("User-Id");
-        auto identity = Identity::from_user_id(user_id != nullptr ? user_id : "");
-        if (!identity) { continue; } // cannot happen: the handshake needs one
-        message.identity = std::move(*identity);
+        const Identity* identity = identity_of(user_id != nullptr ? user_id : "");
+        if (identity == nullptr) { continue; } // cannot happen: the handshake needs one
+        message.identity = *identity;
         if (!message.identity.token.empty() || quotas_.ignored(message.route)) { message.fd = Connections::descriptor(frames[1]); }
         const bool understood = frames.size() > 2 && wire::text(frames[1]) == wire::version;
         const std::size_t bytes = wire::size_of(frames);

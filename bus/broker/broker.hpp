@@ -102,6 +102,7 @@ class Broker
     std::string tcp_address() const;
 
     void on_commands();
+    const Identity* identity_of(const std::string& user_id);
     void on_subscriptions();
     void dispatch(Message message);
 
@@ -170,6 +171,7 @@ class Broker
     UvHandle<uv_timer_t> tick_;
 
     std::unordered_map<std::string, Registration> services_;
+    std::unordered_map<std::string, Identity> identities_; ///< by ZeroMQ User-Id
     Calls calls_;
     Stats stats_;
     std::vector<JournalEntry> unanswered_; ///< published, not yet on their way to the disk

@@ -14,7 +14,7 @@ namespace
 {
 constexpr int batch_per_turn = 256;
 constexpr int live_message_limit = 1024; ///< a peer sends nothing but subscriptions there
-constexpr std::size_t small_answer = 512; ///< smaller ones are bounded by the queue's length alone
+constexpr std::size_t small_answer = 2048; ///< smaller ones are bounded by the queue's length alone
 
 void set_raw(zmq::socket_t& socket, int option, const void* value, std::size_t size)
 {

@@ -6,7 +6,7 @@ namespace dstack::bus
 
 namespace
 {
-constexpr std::size_t subscribers_per_ms = 32; ///< a core writes to some 200 sockets in a millisecond: this leaves it most of its time
+constexpr std::size_t subscribers_per_ms = 20; ///< a core writes to some 200 sockets in a millisecond: this leaves it most of its time
 constexpr std::size_t longest_pause_ms = 10;
 constexpr std::size_t most_waiting = 1000;
 constexpr int subscriptions_per_turn = 256;

@@ -355,8 +355,10 @@ class Connection::Checkpointer
     }
 
   private:
-    static constexpr int begin_pages = 1000;     ///< of log: enough to be worth a look
-    static constexpr int too_many_pages = 8'000; ///< commits wait until the log can begin anew
+    static constexpr int step_pages = 250;       ///< of log that are new since the last checkpoint: small steps keep the disk free for commits
+    static constexpr int too_many_pages = 4'000; ///< commits wait until the log can begin anew
+    static constexpr int few_pages = 100;        ///< for which commits may wait
+    static constexpr int max_passes = 8;
 
     Checkpointer(Connection& writer, std::unique_ptr<Connection> own) : writer_(writer), own_(std::move(own))
     {
@@ -368,16 +370,14 @@ class Connection::Checkpointer
                 return SQLITE_OK;
             },
             this);
-        thread_ = std::thread{[this]
-                              {
-                                  lower_priority();
-                                  work();
-                              }};
+        thread_ = std::thread{[this] { work(); }}; // no lower priority: it may hold the lock that a commit waits for
     }
 
     void committed(int pages)
     {
-        if (pages < begin_pages) { return; }
+        if (pages < copied_pages_) { copied_pages_ = 0; } // the log began anew
+        if (pages < copied_pages_ + step_pages) { return; }
+        copied_pages_ = pages;
         const std::lock_guard lock{mutex_};
         pages_ = pages;
         changed_.notify_one();
@@ -393,8 +393,14 @@ class Connection::Checkpointer
             if (stop_) { return; }
             const bool much = std::exchange(pages_, 0) >= too_many_pages;
             lock.unlock();
-            // An error (busy, disk full) leaves the log as it is: it is complete, and the next commit asks again.
-            sqlite3_wal_checkpoint_v2(db, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+            // An error (busy, disk full) leaves the log as it is: it is complete, and a later commit asks again.
+            int logged = 0;
+            int copied = 0;
+            for (int pass = 0; pass < (much ? max_passes : 1); ++pass)
+            {
+                sqlite3_wal_checkpoint_v2(db, nullptr, SQLITE_CHECKPOINT_PASSIVE, &logged, &copied);
+                if (logged - copied < few_pages) { break; } // what came meanwhile gets less with each pass
+            }
             if (much) { sqlite3_wal_checkpoint_v2(db, nullptr, SQLITE_CHECKPOINT_RESTART, nullptr, nullptr); }
             lock.lock();
         }
@@ -402,6 +408,7 @@ class Connection::Checkpointer
 
     Connection& writer_;
     std::unique_ptr<Connection> own_;
+    int copied_pages_ = 0; // of the writer's thread: of log when it asked last
     std::mutex mutex_;
     std::condition_variable changed_;
     int pages_ = 0;     // under mutex_: of log at the last commit that asked
