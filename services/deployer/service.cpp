@@ -173,10 +173,13 @@ void Deployer::remember(const Work& work, bool saved)
     if (up)
     {
         host_.probes[name] = Probe{work.operation.evidence, {}, unix_now_ms()};
-        // Seen by the operation itself just now; the observer says so as an event.
-        AppSight& sight = sights_[name];
+        // Seen by the operation itself just now: whoever waits for its end asks before the observer looks.
+        AppSight sight = sights_[name];
+        sight.state = "ready";
+        sight.boot_error.clear();
         sight.observed_ms = unix_now_ms();
         sight.evidence = work.operation.evidence;
+        tasks_.spawn(see(name, std::move(sight)));
     }
     look_now_.set();
 }

@@ -137,6 +137,7 @@ class Vmm:
         ports = [port for port in config["ports"] if port["protocol"] == "tcp"]
         if ports:
             page = http.server.ThreadingHTTPServer(("127.0.0.1", ports[0]["host_port"]), Page)
+            page.daemon_threads = True
             self.pages[vm_id] = page
             threading.Thread(target=page.serve_forever, args=(0.05,), daemon=True).start()
         vm["boot_progress"] = "done"
@@ -151,7 +152,8 @@ class Vmm:
     def close_page(self, vm_id):
         page = self.pages.pop(vm_id, None)
         if page is not None:
-            threading.Thread(target=lambda: (page.shutdown(), page.server_close()), daemon=True).start()
+            page.shutdown()
+            page.server_close()  # before the answer: the next start listens on the same port
 
     def close(self):
         for gate in self.hold.values():
@@ -393,8 +395,7 @@ class DeployerTest(unittest.TestCase):
         self.vmm.close_page(vm_id)
         self.vmm.vms[vm_id]["status"] = "exited"
         wait_for(lambda: self.json("info", "hello")["data"]["state"] == "exited", "exited")
-        changed = [event["data"]["to"] for event in self.events("app.state_changed")]
-        self.assertEqual(changed[-1], "exited")
+        wait_for(lambda: self.events("app.state_changed")[-1]["data"]["to"] == "exited", "an event says so")
         self.deployer.kill()
         self.deployer.start()
         wait_for(lambda: self.json("info", "hello")["data"]["state"] == "exited", "exited after a restart")
@@ -406,7 +407,7 @@ class DeployerTest(unittest.TestCase):
     def test_a_full_disk(self):
         state = self.prefix.state("deployer")
         self.deployer.stop()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)], capture_output=True, text=True)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(state)], capture_output=True, text=True)
         need(mounted.returncode == 0, f"cannot mount a small file system: {mounted.stderr.strip()}")
         self.addCleanup(subprocess.run, ["umount", "-l", str(state)])
         self.deployer.start()
