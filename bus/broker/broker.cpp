@@ -14,7 +14,7 @@ namespace
 constexpr int batch_per_turn = 256;                 ///< messages handled before others get a turn
 constexpr std::uint64_t silence_limit_ms = 15'000;  ///< a service pings every 2 s
 constexpr std::uint64_t turn_us = 5'000; ///< then handshakes and timers, whatever one peer asks for
-constexpr std::uint64_t tick_ms = 20;
+constexpr std::uint64_t idle_tick_ms = 1'000; ///< and between two rounds of keep_house
 constexpr std::uint64_t trim_interval_ms = 5'000;
 constexpr std::size_t max_identities = 4096;
 } // namespace
@@ -56,8 +56,7 @@ Result<Done> Broker::listen()
     live_watch_ = std::make_unique<ZmqWatch>(loop_, live_, [this] { on_subscriptions(); });
     tick_ = make_uv<uv_timer_t>([&](uv_timer_t* h) { return uv_timer_init(loop_.raw(), h); });
     tick_->data = this;
-    uv_timer_start(
-        tick_.get(), [](uv_timer_t* h) { static_cast<Broker*>(h->data)->on_tick(); }, 1000, 1000);
+    tick_every(idle_tick_ms);
 
     schema::BusStarted started;
     started.version = DSTACK_VERSION;
@@ -294,6 +293,21 @@ void Broker::on_tick()
                                 : call->service + " did not answer " + call->command + " before its deadline",
                         waiting ? "see `dstack events --type service.`" : "the outcome is not known: look before trying again", {}});
     }
+    tick_every(calls_.size() > 0 ? busy_tick_ms : idle_tick_ms);
+    if (now >= kept_house_ms_ + idle_tick_ms || now < kept_house_ms_) { keep_house(now); }
+}
+
+/// Leaves the timer alone when it runs at that pace already: one that is begun anew with each call would never end.
+void Broker::tick_every(std::uint64_t ms)
+{
+    if (uv_timer_get_repeat(tick_.get()) == ms) { return; }
+    uv_timer_start(
+        tick_.get(), [](uv_timer_t* h) { static_cast<Broker*>(h->data)->on_tick(); }, ms, ms);
+}
+
+void Broker::keep_house(std::uint64_t now)
+{
+    kept_house_ms_ = now;
     check_silence();
     retry_own_events();
     on_peers_tick(now);
@@ -304,8 +318,6 @@ void Broker::on_tick()
         trimmed_ms_ = now;
         scope_.spawn(trim_journal());
     }
-    const bool busy = calls_.size() > 0;
-    uv_timer_set_repeat(tick_.get(), busy ? tick_ms : 1000);
 }
 
 Task<> Broker::drain(milliseconds limit)

@@ -155,7 +155,10 @@ class Broker
     void answer_call(const Call& call, std::string_view code, std::string_view body);
     void note_finished(const Call& call, std::string_view code, std::string_view body);
     std::string serve_own(const Call& call);
+    static constexpr std::uint64_t busy_tick_ms = 20; ///< while a call waits: how late its deadline may be noticed
     void on_tick();
+    void tick_every(std::uint64_t ms);
+    void keep_house(std::uint64_t now);
 
     Loop& loop_;
     BrokerConfig config_;
@@ -183,6 +186,7 @@ class Broker
     std::vector<JournalEntry> own_refused_;
     std::function<void(std::string_view)> on_health_;
     std::uint64_t trimmed_ms_ = 0;
+    std::uint64_t kept_house_ms_ = 0;
     Event committed_;
 
     Connections connections_;

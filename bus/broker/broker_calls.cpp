@@ -13,7 +13,6 @@ namespace dstack::bus
 namespace
 {
 constexpr std::uint64_t max_deadline_ms = 3'600'000;
-constexpr std::uint64_t tick_ms = 20;
 
 /// W3C: the last bit of the last field of "00-TRACE-SPAN-FLAGS".
 bool is_sampled(std::string_view traceparent)
@@ -173,8 +172,7 @@ void Broker::route_call(Call call)
         return;
     }
     auto delivery = calls_.add(std::move(call));
-    uv_timer_start(
-        tick_.get(), [](uv_timer_t* h) { static_cast<Broker*>(h->data)->on_tick(); }, tick_ms, tick_ms);
+    tick_every(busy_tick_ms);
     deliver(*calls_.find(*delivery));
 }
 

@@ -1,4 +1,5 @@
 """The broker and its clients as real processes: identity, commands, durability, replay, restarts."""
+import itertools
 import json
 import os
 import queue
@@ -10,7 +11,7 @@ import time
 import unittest
 from pathlib import Path
 
-from mesh import BUILD, Prefix, wait_for
+from mesh import BUILD, TOP, Prefix, wait_for
 
 PROBE = BUILD / "tests/integration/bus_probe"
 
@@ -150,6 +151,28 @@ class BusTest(unittest.TestCase):
         self.serve()
         waiting.expect(lambda lines: lines == ['ok {"leases":[],"answer":1}'], "the answer")
         self.bus.probes[0].kill()
+
+    def test_a_deadline_is_kept_while_others_call_without_a_pause(self):
+        self.serve(delay_ms=600_000)  # lease.list has no answer
+        busy = self.bus.start("deployer", "serve", "deployer", "app.list", "0")
+        busy.expect(lambda lines: "ready" in lines, "the service registers")
+        peer = Probe(["/usr/bin/python3", str(TOP / "tests/integration/raw_peer.py"), str(self.prefix.bus)], stdin=subprocess.PIPE)
+        self.bus.probes.append(peer)
+        self.addCleanup(peer.process.stdin.close)
+
+        def call(correlation, command, limit_ms):
+            frames = ["1", "call", correlation, command, str(int(time.time() * 1000) + limit_ms), "", "", "{}"]
+            peer.process.stdin.write(json.dumps(frames) + "\n")
+            peer.process.stdin.flush()
+
+        begun = time.monotonic()
+        call("late", "lease.list", 300)
+        answers = itertools.count()
+        while not any('"late"' in line for line in peer.lines) and time.monotonic() < begun + 5:
+            call(f"c{next(answers)}", "app.list", 5_000)
+            time.sleep(0.003)  # the load: more often than the broker looks at deadlines
+        self.assertTrue(any('"late"' in line and "deadline_exceeded" in line for line in peer.lines), peer.lines[-2:])
+        self.assertGreater(next(answers), 20, "there was no load")
 
     def test_a_deadline_is_kept(self):
         self.serve(delay_ms=60_000)
