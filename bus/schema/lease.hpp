@@ -17,10 +17,14 @@ struct Lease
     std::string purpose;
     std::string state;
     std::string since;
+    std::string expires;
+    std::string vm;
+    std::string install;
+    std::string caller;
     void describe(Fields& f)
     {
         f("id", id, "lease id");
-        f("kind", kind, "cid or port");
+        f("kind", kind, "cid, port or vsock_port");
         f.optional("protocol", protocol, "tcp or udp, for ports");
         f.optional("address", address, "host address, for ports");
         f("value", value, "the CID or the port number");
@@ -28,6 +32,10 @@ struct Lease
         f.optional("purpose", purpose, "what for, in the owner's words: \"80/tcp of the guest\"");
         f("state", state, "reserved, bound or released");
         f("since", since, "when it entered this state, RFC 3339");
+        f.optional("expires", expires, "while reserved: when it is given back unless it is bound, RFC 3339");
+        f.optional("vm", vm, "the VM that uses it, once bound: its UUID");
+        f.optional("install", install, "state directory of the install that it belongs to; empty: this one");
+        f.optional("caller", caller, "who reserved it: a service, or an operator with uid and pid");
     }
 };
 
@@ -38,13 +46,15 @@ struct LeaseWish
     std::string address;
     std::uint32_t value = 0;
     std::string purpose;
+    bool privileged = false;
     void describe(Fields& f)
     {
-        f("kind", kind, "cid or port");
+        f("kind", kind, "cid, port or vsock_port");
         f.optional("protocol", protocol, "tcp or udp, for ports; default tcp");
         f.optional("address", address, "host address, for ports; default 127.0.0.1");
         f.optional("value", value, "the one that is wanted; 0: any free one");
         f.optional("purpose", purpose, "what for, shown by `dstack leases`");
+        f.optional("privileged", privileged, "a port below ip_unprivileged_port_start (1024) may be granted");
     }
 };
 
@@ -75,7 +85,12 @@ struct LeaseBind
     static constexpr CommandType type{"lease.bind", "allocator", Role::none, "deployer vmm-local", 1,
                                       "The owner's leases are in use now and stay until they are released."};
     std::string owner;
-    void describe(Fields& f) { f("owner", owner, "whose reserved leases become bound"); }
+    std::string vm;
+    void describe(Fields& f)
+    {
+        f("owner", owner, "whose reserved leases become bound");
+        f.optional("vm", vm, "the VM that uses them: its UUID");
+    }
     using Reply = Empty;
 };
 
@@ -101,13 +116,32 @@ struct LeaseRelease
 
 struct LeaseList
 {
-    static constexpr CommandType type{"lease.list", "allocator", Role::viewer, "deployer vmm-local", 1, "Leases that are reserved or bound."};
+    static constexpr CommandType type{"lease.list", "allocator", Role::viewer, "deployer vmm-local", 1,
+                                      "Leases that are reserved or bound, page by page."};
     std::string owner;
-    void describe(Fields& f) { f.optional("owner", owner, "only of this owner"); }
+    bool all = false;
+    std::uint64_t after = 0;
+    std::uint32_t limit = 0;
+    void describe(Fields& f)
+    {
+        f.optional("owner", owner, "only of this owner");
+        f.optional("all", all, "those of the host's other installs too");
+        f.optional("after", after, "`next` of the page before");
+        f.optional("limit", limit, "leases in one page, at most 2000; 0: 2000");
+    }
     struct Reply
     {
         std::vector<Lease> leases;
-        void describe(Fields& f) { f("leases", leases, "in the order they were granted"); }
+        std::uint64_t next = 0;
+        std::string database;
+        bool host_wide = false;
+        void describe(Fields& f)
+        {
+            f("leases", leases, "in the order they were granted");
+            f.optional("next", next, "ask again with this as `after`; 0: that was all");
+            f.optional("database", database, "where the leases are kept");
+            f.optional("host_wide", host_wide, "whether all installs of the host keep theirs there");
+        }
     };
 };
 

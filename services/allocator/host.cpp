@@ -2,12 +2,14 @@
 #include "shared/state/files.hpp"
 #include <cerrno>
 #include <charconv>
+#include <algorithm>
 #include <dirent.h>
 #include <fcntl.h>
 #include <memory>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <linux/vm_sockets.h>
 #include <unistd.h>
 
 namespace dstack::allocator
@@ -155,12 +157,45 @@ int try_bind(const Resource& resource)
 
 } // namespace
 
-Kernel::Kernel() : outgoing_(parse_port_range(text_of("/proc/sys/net/ipv4/ip_local_port_range", max_small))) {}
+Kernel::Kernel(bool privileged_ports)
+    : outgoing_(parse_port_range(text_of("/proc/sys/net/ipv4/ip_local_port_range", max_small))),
+      set_aside_(parse_port_list(text_of("/proc/sys/net/ipv4/ip_local_reserved_ports", max_small)))
+{
+    constexpr std::uint32_t usual = 1024;
+    const std::string first = text_of("/proc/sys/net/ipv4/ip_unprivileged_port_start", max_small);
+    std::uint32_t from = 0;
+    const bool read = std::from_chars(first.data(), first.data() + first.size(), from).ec == std::errc{};
+    if (!privileged_ports) { unprivileged_from_ = read ? from : usual; }
+}
+
+void Kernel::begin() { guest_cids_.reset(); }
+
+bool Kernel::is_set_aside(std::uint16_t port)
+{
+    return std::any_of(set_aside_.begin(), set_aside_.end(), [&](const auto& range) { return port >= range.first && port <= range.second; });
+}
 
 Result<std::optional<std::string>> Kernel::holder(const Resource& resource)
 {
-    if (resource.kind == Kind::cid) { return cid_holder(resource.value); }
-    return port_holder(resource);
+    switch (resource.kind)
+    {
+    case Kind::cid: return cid_holder(resource.value);
+    case Kind::port: return port_holder(resource);
+    case Kind::vsock_port: break;
+    }
+    return vsock_holder(resource.value);
+}
+
+std::optional<std::string> Kernel::vsock_holder(std::uint32_t port)
+{
+    const Fd fd{::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    if (fd.get() < 0) { return std::nullopt; } // a kernel without vsock has nobody there
+    sockaddr_vm address{};
+    address.svm_family = AF_VSOCK;
+    address.svm_cid = VMADDR_CID_ANY;
+    address.svm_port = port;
+    const bool taken = ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 && errno == EADDRINUSE;
+    return taken ? std::optional<std::string>{"a vsock listener of this host"} : std::nullopt;
 }
 
 Result<std::optional<std::string>> Kernel::port_holder(const Resource& resource)

@@ -1,4 +1,5 @@
 #include "services/allocator/socket_table.hpp"
+#include <algorithm>
 #include <charconv>
 
 namespace dstack::allocator
@@ -80,6 +81,24 @@ std::pair<std::uint16_t, std::uint16_t> parse_port_range(std::string_view text)
     std::pair<std::uint16_t, std::uint16_t> out{0, 0};
     const std::string_view first = take_word(text);
     if (!number(first, out.first, 10) || !number(take_word(text), out.second, 10)) { return {0, 0}; }
+    return out;
+}
+
+std::vector<std::pair<std::uint16_t, std::uint16_t>> parse_port_list(std::string_view text)
+{
+    std::vector<std::pair<std::uint16_t, std::uint16_t>> out;
+    while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) { text.remove_suffix(1); }
+    while (!text.empty())
+    {
+        const std::string_view item = text.substr(0, text.find(','));
+        text.remove_prefix(std::min(item.size() + 1, text.size()));
+        const auto dash = item.find('-');
+        std::pair<std::uint16_t, std::uint16_t> range{0, 0};
+        if (!number(item.substr(0, dash), range.first, 10)) { continue; }
+        range.second = range.first;
+        if (dash != std::string_view::npos && !number(item.substr(dash + 1), range.second, 10)) { continue; }
+        out.push_back(range);
+    }
     return out;
 }
 

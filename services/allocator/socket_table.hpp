@@ -19,6 +19,9 @@ std::vector<Socket> parse_socket_table(std::string_view text, bool tcp);
 /// "32768\t60999\n" of /proc/sys/net/ipv4/ip_local_port_range; {0, 0} when it is not understood.
 std::pair<std::uint16_t, std::uint16_t> parse_port_range(std::string_view text);
 
+/// "8080,9000-9010\n" of /proc/sys/net/ipv4/ip_local_reserved_ports; what is not understood is left out.
+std::vector<std::pair<std::uint16_t, std::uint16_t>> parse_port_list(std::string_view text);
+
 /// The CID in a QEMU command line ("guest-cid=1000"), arguments separated by NUL as in /proc/PID/cmdline.
 std::optional<std::uint32_t> cid_of_command_line(std::string_view command_line);
 
