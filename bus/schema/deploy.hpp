@@ -112,7 +112,7 @@ struct App
 
 struct AppList
 {
-    static constexpr CommandType type{"app.list", "deployer", Role::viewer, "", 1, "Every app on this host."};
+    static constexpr CommandType type{"app.list", "deployer", Role::viewer, "allocator", 1, "Every app on this host."};
     void describe(Fields&) {}
     struct Reply
     {

@@ -103,7 +103,7 @@ struct LeaseRelease
     std::string reason;
     void describe(Fields& f)
     {
-        f.optional("owner", owner, "all leases of this owner");
+        f.optional("owner", owner, "all leases of this owner; from an operator only while neither its app nor its process is there");
         f.optional("id", id, "or this one lease");
         f.optional("reason", reason, "why, for the event");
     }
@@ -145,6 +145,86 @@ struct LeaseList
     };
 };
 
+/// What somebody on the host uses, as the kernel and /proc show it.
+struct HostUse
+{
+    std::string kind;
+    std::string protocol;
+    std::string address;
+    std::uint32_t value = 0;
+    std::uint32_t last = 0;
+    std::uint64_t pid = 0;
+    std::string process;
+    std::string unit;
+    std::string command;
+    std::string why;
+    std::string lease;
+    std::string owner;
+    void describe(Fields& f)
+    {
+        f("kind", kind, "cid, port or vsock_port");
+        f.optional("protocol", protocol, "tcp or udp, for ports");
+        f.optional("address", address, "host address, for ports");
+        f("value", value, "the CID or the port number");
+        f.optional("last", last, "the last one of a range; 0: it is only one");
+        f.optional("pid", pid, "the process; 0: it cannot be seen");
+        f.optional("process", process, "its name");
+        f.optional("unit", unit, "its systemd unit, or its control group");
+        f.optional("command", command, "its command line, cut at 200 characters");
+        f("why", why, "listens, cid of its guest, cid pool of dstack-vmm (file), libvirt domain NAME, ...");
+        f.optional("lease", lease, "the lease that covers it, if there is one");
+        f.optional("owner", owner, "that lease's owner");
+    }
+};
+
+struct LeaseHost
+{
+    static constexpr CommandType type{"lease.host", "allocator", Role::viewer, "", 1,
+                                      "What is in use on the host now, leased or not: one look at the kernel's sockets and at /proc, page by page."};
+    std::uint64_t after = 0;
+    std::uint32_t limit = 0;
+    void describe(Fields& f)
+    {
+        f.optional("after", after, "`next` of the page before");
+        f.optional("limit", limit, "uses in one page, at most 1000; 0: 1000");
+    }
+    struct Reply
+    {
+        std::vector<HostUse> uses;
+        std::uint64_t next = 0;
+        std::uint64_t look_us = 0;
+        void describe(Fields& f)
+        {
+            f("uses", uses, "CIDs first, then ports");
+            f.optional("next", next, "ask again with this as `after`; 0: that was all");
+            f.optional("look_us", look_us, "how long the look took, in us");
+        }
+    };
+};
+
+struct LeaseExplain
+{
+    static constexpr CommandType type{"lease.explain", "allocator", Role::viewer, "", 1, "Who has a port, a CID or a vsock port, and whether it would be granted."};
+    std::string what;
+    void describe(Fields& f) { f("what", what, "8080, tcp:8080, udp:127.0.0.1:53, tcp:[::1]:80, cid:1003, vsock:10000"); }
+    struct Reply
+    {
+        std::string what;
+        bool free = false;
+        std::vector<std::string> reasons;
+        std::vector<Lease> leases;
+        std::vector<HostUse> uses;
+        void describe(Fields& f)
+        {
+            f("what", what, "as it was understood");
+            f("free", free, "it would be granted now, when it is asked for by name");
+            f("reasons", reasons, "why, one sentence each");
+            f("leases", leases, "leases that are in the way");
+            f("uses", uses, "what the host uses of it");
+        }
+    };
+};
+
 struct LeaseGranted
 {
     static constexpr EventType type{"lease.granted", "allocator", Severity::info, 1, "A CID or a host port belongs to an owner now."};
@@ -178,6 +258,55 @@ struct LeaseRefused
         f("owner", owner, "who asked");
         f("wanted", wanted, "for example \"tcp 127.0.0.1:8080\"");
         f("reason", reason, "who holds it, or what is exhausted");
+    }
+};
+
+struct LeaseConflict
+{
+    static constexpr EventType type{"lease.conflict", "allocator", Severity::error, 1, "Somebody else uses what is leased."};
+    Lease lease;
+    std::uint64_t pid = 0;
+    std::string process;
+    std::string unit;
+    std::string command;
+    std::string reason;
+    std::string_view subject() const { return lease.owner; }
+    void describe(Fields& f)
+    {
+        lease.describe(f);
+        f("pid", pid, "the process that has it");
+        f("process", process, "its name");
+        f.optional("unit", unit, "its systemd unit, or its control group");
+        f.optional("command", command, "its command line, cut at 200 characters");
+        f("reason", reason, "in words");
+    }
+};
+
+struct LeaseLeaked
+{
+    static constexpr EventType type{"lease.leaked", "allocator", Severity::warning, 1, "A bound lease whose app is gone: nobody will give it back."};
+    Lease lease;
+    std::string reason;
+    std::string_view subject() const { return lease.owner; }
+    void describe(Fields& f)
+    {
+        lease.describe(f);
+        f("reason", reason, "in words, with the command that gives it back");
+    }
+};
+
+struct LeaseDrift
+{
+    static constexpr EventType type{"lease.drift", "allocator", Severity::warning, 1, "A VM runs, and does not use what is leased for it."};
+    Lease lease;
+    std::uint64_t pid = 0;
+    std::string reason;
+    std::string_view subject() const { return lease.owner; }
+    void describe(Fields& f)
+    {
+        lease.describe(f);
+        f("pid", pid, "the VM's process");
+        f("reason", reason, "in words");
     }
 };
 

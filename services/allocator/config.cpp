@@ -20,7 +20,8 @@ Result<Config> parse_config(std::string_view toml)
         .read("vsock_last", out.vsock_last, 1, 0xffff'fffe)
         .read("privileged_ports", out.privileged_ports)
         .read_ms("sweep_ms", out.sweep, 10, 3'600'000)
-        .read_ms("watch_ms", out.watch, 50, 3'600'000);
+        .read_ms("watch_ms", out.watch, 50, 3'600'000)
+        .read_ms("leak_check_ms", out.leak_check, 50, 3'600'000);
     if (!out.leases.empty() && out.leases.front() != '/') { section.refuse("leases", "must be an absolute path"); }
     if (out.vsock_last < out.vsock_first) { section.refuse("vsock_last", "must not be below vsock_first"); }
     if (out.cid_last < out.cid_first) { section.refuse("cid_last", "must not be below cid_first"); }

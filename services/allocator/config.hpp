@@ -25,6 +25,7 @@ struct Config
     bool privileged_ports = false;         ///< ports below ip_unprivileged_port_start need no flag
     std::chrono::milliseconds sweep{1000}; ///< how often reservations that ran out are given back
     std::chrono::milliseconds watch{5000}; ///< how often leases are compared with what the kernel shows
+    std::chrono::milliseconds leak_check{60'000}; ///< how often the deployer is asked which apps there are
     std::uint32_t ports_per_app = 256;
     std::uint32_t cids_per_app = 64;
     std::uint32_t leases_per_host = 200'000;

@@ -24,6 +24,7 @@ constexpr milliseconds publish_limit{30'000};
 constexpr milliseconds open_limit{10'000};
 constexpr std::uint64_t prune_every_ms = 3'600'000;
 constexpr std::size_t max_id = 100;
+constexpr std::uint32_t max_watched = 100'000;
 
 Result<Done> add_event(Connection& db, Install install, const Client::OutgoingEvent& event)
 {
@@ -465,6 +466,12 @@ Task<Result<std::optional<schema::Lease>>> LeaseBook::find(std::string id)
 Task<Result<std::vector<schema::Lease>>> LeaseBook::holders(Kind kind, std::uint32_t value)
 {
     auto job = [install = install_, kind, value](Connection& db) { return allocator::holders(db, install, kind, value); };
+    co_return co_await reader_->run(job);
+}
+
+Task<Result<std::vector<Watched>>> LeaseBook::watched(bool all)
+{
+    auto job = [install = all ? Install{0} : install_](Connection& db) { return allocator::watched(db, install, max_watched); };
     co_return co_await reader_->run(job);
 }
 

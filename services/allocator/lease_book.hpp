@@ -26,6 +26,7 @@ class LeaseBook
     Task<Result<Done>> sweep();
     Task<Result<Listed>> list(Page page);
     Task<Result<std::optional<schema::Lease>>> find(std::string id);
+    Task<Result<std::vector<Watched>>> watched(bool all);
     Task<Result<std::vector<schema::Lease>>> holders(Kind kind, std::uint32_t value);
     /// An event of its own, durable when this returns.
     Task<Result<Done>> tell(bus::Client::OutgoingEvent event);

@@ -554,6 +554,32 @@ Result<std::vector<schema::Lease>> holders(Connection& db, Install here, Kind ki
                       {to_string(kind), value});
 }
 
+Result<std::vector<Watched>> watched(Connection& db, Install install, std::uint32_t limit)
+{
+    auto rows = db.query(std::string{"SELECT number, kind, protocol, address, value, owner, state, since_ms, caller FROM leases WHERE state != 'released'"} +
+                             (install == 0 ? " AND ? = 0" : " AND install = ?") + " ORDER BY number LIMIT ?",
+                         {install, limit});
+    if (!rows) { return std::move(rows).error(); }
+    std::vector<Watched> out;
+    for (;;)
+    {
+        auto row = rows->step();
+        if (!row) { return std::move(row).error(); }
+        if (!*row) { return out; }
+        Watched one;
+        one.id = "lease-" + std::to_string(rows->column_int(0));
+        one.resource.kind = kind_of(rows->column_view(1)).value_or(Kind::port);
+        one.resource.protocol = rows->column_text(2);
+        one.resource.address = Address::parse(rows->column_view(3));
+        one.resource.value = static_cast<std::uint32_t>(rows->column_int(4));
+        one.owner = rows->column_text(5);
+        one.bound = rows->column_view(6) == "bound";
+        one.since_ms = static_cast<std::uint64_t>(rows->column_int(7));
+        one.by_service = rows->column_view(8).find(':') == std::string_view::npos; // "operator:uid=0:pid=1"
+        out.push_back(std::move(one));
+    }
+}
+
 Result<Done> prune(Connection& db, std::uint64_t now_ms)
 {
     auto pruned = db.execute("DELETE FROM leases WHERE state = 'released' AND since_ms < ?",

@@ -1,6 +1,7 @@
 #pragma once
 #include "bus/schema/lease.hpp"
 #include "services/allocator/plan.hpp"
+#include "services/allocator/reconcile.hpp"
 #include "shared/state/database.hpp"
 
 namespace dstack::allocator
@@ -92,6 +93,8 @@ struct Listed
 Result<Listed> list(state::Connection& db, Install here, const Page& page);
 /// In force, by id; nullopt: there is none.
 Result<std::optional<schema::Lease>> find(state::Connection& db, Install here, const std::string& id);
+/// What is in force, of one install or (0) of all, for the watch; at most `limit`.
+Result<std::vector<Watched>> watched(state::Connection& db, Install install, std::uint32_t limit);
 /// Those that are in the way of `resource`: a port of any protocol and address when these are empty.
 Result<std::vector<schema::Lease>> holders(state::Connection& db, Install here, Kind kind, std::uint32_t value);
 

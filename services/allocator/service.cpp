@@ -1,5 +1,6 @@
 #include "services/allocator/service.hpp"
 #include "services/allocator/lease_book.hpp"
+#include "services/allocator/watch.hpp"
 #include "shared/base/time.hpp"
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
@@ -13,6 +14,7 @@ namespace
 constexpr milliseconds drain_limit{5000};
 constexpr milliseconds connect_limit{5000};
 constexpr milliseconds retry_after{500};
+constexpr std::uint32_t max_uses = 1000;
 constexpr std::size_t max_reservations = 256; ///< answered at once; they share transactions
 
 using bus::CallContext;
@@ -23,7 +25,7 @@ class Service
   public:
     Service(Daemon& daemon, Config config)
         : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), bus_(loop_, bus::ClientConfig{config_.bus_directory, "allocator"}),
-          scope_(loop_)
+          eyes_(std::make_shared<Eyes>(config_.privileged_ports)), scope_(loop_)
     {
     }
 
@@ -39,11 +41,19 @@ class Service
     Task<Result<schema::LeaseRelease::Reply>> release_leases(schema::LeaseRelease request, CallContext context);
     Task<Result<schema::LeaseList::Reply>> list_leases(schema::LeaseList request, CallContext context);
 
+    Task<Result<schema::LeaseHost::Reply>> show_host(schema::LeaseHost request, CallContext context);
+    Task<Result<schema::LeaseExplain::Reply>> explain_lease(schema::LeaseExplain request, CallContext context);
+    /// For operators: an error while the owner of what shall be released lives.
+    Task<Result<Done>> check_release(std::string owner, std::string id);
+
     Daemon& daemon_;
     Loop& loop_;
     Config config_;
     Client bus_;
     std::unique_ptr<LeaseBook> book_;
+    std::shared_ptr<Eyes> eyes_;
+    std::unique_ptr<Watch> watch_;
+    std::vector<schema::HostUse> looked_; ///< the pages of the last lease.host that are still to be asked for
     Scope scope_; ///< its tasks use all of the above
 };
 
@@ -55,7 +65,9 @@ Task<Result<Done>> Service::run()
     if (!book_->warning().empty()) { log::warn("leases of this install only", {{"reason", book_->warning()}}); }
     serve_commands();
     book_->start(scope_);
+    watch_ = std::make_unique<Watch>(loop_, config_, *book_, bus_, eyes_);
     scope_.spawn(sweep());
+    scope_.spawn(watch_->run());
     scope_.spawn(connect());
     co_await daemon_.stop_requested();
     co_await bus_.disconnect(drain_limit);
@@ -75,6 +87,10 @@ void Service::serve_commands()
                                      { return release_leases(std::move(request), std::move(context)); });
     bus_.serve<schema::LeaseList>([this](schema::LeaseList request, CallContext context)
                                   { return list_leases(std::move(request), std::move(context)); });
+    bus_.serve<schema::LeaseHost>([this](schema::LeaseHost request, CallContext context)
+                                  { return show_host(std::move(request), std::move(context)); });
+    bus_.serve<schema::LeaseExplain>([this](schema::LeaseExplain request, CallContext context)
+                                     { return explain_lease(std::move(request), std::move(context)); });
 }
 
 Task<> Service::connect()
@@ -134,6 +150,11 @@ Task<Result<schema::LeaseRelease::Reply>> Service::release_leases(schema::LeaseR
 {
     const std::string reason =
         request.reason.empty() ? "released by " + context.caller : request.reason.substr(0, 1000);
+    if (context.caller.find(':') != std::string::npos) // a person; services know what they do
+    {
+        auto may = co_await check_release(request.owner, request.id);
+        if (!may) { co_return std::move(may).error(); }
+    }
     auto released = co_await book_->release(std::move(request.owner), std::move(request.id), reason, std::move(context.traceparent));
     if (!released) { co_return std::move(released).error(); }
     for (const schema::Lease& lease : *released)
@@ -160,6 +181,78 @@ Task<Result<schema::LeaseList::Reply>> Service::list_leases(schema::LeaseList re
     reply.database = book_->database_path();
     reply.host_wide = book_->is_host_wide();
     co_return reply;
+}
+
+Task<Result<Done>> Service::check_release(std::string owner, std::string id)
+{
+    bool of_deployer = true;
+    if (!id.empty())
+    {
+        auto lease = co_await book_->find(id);
+        if (!lease) { co_return std::move(lease).error(); }
+        if (!*lease) { co_return Error{Errc::not_found, "no lease " + id + ": never granted, or given back", "`dstack leases` lists those in force", {}}; }
+        if (!(*lease)->install.empty())
+        {
+            co_return Error{Errc::failed_precondition, id + " belongs to the install in " + (*lease)->install, "release it there (--prefix)", {}};
+        }
+        owner = (*lease)->owner;
+        of_deployer = (*lease)->caller == "deployer";
+    }
+    auto leases = co_await book_->watched(false);
+    if (!leases) { co_return std::move(leases).error(); }
+    auto work = [eyes = eyes_] { return look_at(*eyes); };
+    auto looked = co_await offload(loop_, work);
+    const Process process = process_of(owner, *leases, looked.uses);
+    if (process.pid != 0)
+    {
+        co_return Error{Errc::failed_precondition, "the owner " + owner + " lives: " + process.text(), "end it first; `dstack rm " + owner + "` gives back all that an app has", {}};
+    }
+    if (!of_deployer) { co_return Done{}; }
+    auto apps = co_await watch_->apps();
+    if (!apps)
+    {
+        const bool nobody = apps.error().code == Errc::not_found; // no deployer was ever here
+        if (nobody) { co_return Done{}; }
+        co_return std::move(apps).error().within("cannot tell whether the app " + owner + " is still there");
+    }
+    if (!apps->contains(owner)) { co_return Done{}; }
+    co_return Error{Errc::failed_precondition, "the app " + owner + " is still there, and keeps its leases also while it is stopped", "`dstack rm " + owner + "` gives back all that it has", {}};
+}
+
+Task<Result<schema::LeaseHost::Reply>> Service::show_host(schema::LeaseHost request, CallContext)
+{
+    schema::LeaseHost::Reply reply;
+    if (request.after == 0)
+    {
+        auto leases = co_await book_->watched(true);
+        if (!leases) { co_return std::move(leases).error(); }
+        auto work = [eyes = eyes_, held = std::move(*leases)]
+        {
+            const Looked looked = look_at(*eyes);
+            return std::pair{uses_on_bus(looked.uses, held), looked.took_us};
+        };
+        auto looked = co_await offload(loop_, work);
+        looked_ = std::move(looked.first);
+        reply.look_us = looked.second;
+    }
+    const std::uint32_t limit = request.limit == 0 ? max_uses : std::min(request.limit, max_uses);
+    const std::size_t first = std::min<std::size_t>(request.after, looked_.size());
+    const std::size_t last = std::min<std::size_t>(first + limit, looked_.size());
+    reply.uses.assign(looked_.begin() + static_cast<std::ptrdiff_t>(first), looked_.begin() + static_cast<std::ptrdiff_t>(last));
+    reply.next = last < looked_.size() ? last : 0;
+    if (reply.next == 0) { looked_ = {}; }
+    co_return reply;
+}
+
+Task<Result<schema::LeaseExplain::Reply>> Service::explain_lease(schema::LeaseExplain request, CallContext)
+{
+    auto wanted = parse_question(request.what);
+    if (!wanted) { co_return std::move(wanted).error(); }
+    auto leases = co_await book_->holders(wanted->front().kind, wanted->front().value);
+    if (!leases) { co_return std::move(leases).error(); }
+    auto work = [eyes = eyes_, resources = std::move(*wanted), held = std::move(*leases)] { return explain(resources, held, *eyes); };
+    auto reply = co_await offload(loop_, work);
+    co_return std::move(reply);
 }
 
 } // namespace
