@@ -52,9 +52,12 @@ class Driver:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        ended = self.process.poll()
         self.process.kill()
-        self.process.communicate()
+        told = self.process.communicate()[1]
+        if kind is None and ended:
+            raise AssertionError(f"{self.what}: ended before its time: {told}")
 
     def result(self):
         try:
