@@ -209,12 +209,7 @@ Task<Result<Done>> Service::check_release(std::string owner, std::string id)
     }
     if (!of_deployer) { co_return Done{}; }
     auto apps = co_await watch_->apps();
-    if (!apps)
-    {
-        const bool nobody = apps.error().code == Errc::not_found; // no deployer was ever here
-        if (nobody) { co_return Done{}; }
-        co_return std::move(apps).error().within("cannot tell whether the app " + owner + " is still there");
-    }
+    if (!apps) { co_return std::move(apps).error().within("cannot tell whether the app " + owner + " is still there"); }
     if (!apps->contains(owner)) { co_return Done{}; }
     co_return Error{Errc::failed_precondition, "the app " + owner + " is still there, and keeps its leases also while it is stopped", "`dstack rm " + owner + "` gives back all that it has", {}};
 }

@@ -10,6 +10,8 @@ Task<int> list_apps(Session& session);
 Task<int> app_info(Session& session);
 Task<int> change_app(Session& session); ///< stop, start, rm
 Task<int> show_leases(Session& session);
+Task<int> explain_lease(Session& session);
+Task<int> release_lease(Session& session);
 Task<int> show_events(Session& session);
 Task<int> show_logs(Session& session);
 Task<int> show_trace(Session& session);

@@ -11,7 +11,7 @@ from peers import Peers
 
 
 def allocator_config(prefix, sweep_ms=50):
-    return f'[allocator]\nstate_dir = "{prefix.state("allocator")}"\nleases = "{prefix.leases}"\nsweep_ms = {sweep_ms}\n\n[bus]\ndirectory = "{prefix.bus}"\n'
+    return f'[allocator]\nstate_dir = "{prefix.state("allocator")}"\nleases = "{prefix.lease_database}"\nsweep_ms = {sweep_ms}\n\n[bus]\ndirectory = "{prefix.bus}"\n'
 
 
 def port(value=0, **more):

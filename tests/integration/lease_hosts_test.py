@@ -117,7 +117,7 @@ class TwoInstallsTest(unittest.TestCase):
 class CrashTest(unittest.TestCase):
     def test_killed_before_each_write_and_sync(self):
         with Peers("allocator") as prefix:
-            library, plan, leases = prefix.path / "kill_at.so", prefix.path / "plan", prefix.leases
+            library, plan, leases = prefix.path / "kill_at.so", prefix.path / "plan", prefix.lease_database
             subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(TOP / "tests/integration/kill_at.c"), "-ldl"], check=True)
             plan.write_text("")
             environment = {"LD_PRELOAD": str(library), "KILL_PATH": "leases.db", "KILL_PLAN": str(plan)}

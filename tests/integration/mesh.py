@@ -199,7 +199,7 @@ class Prefix:
         return folder
 
     @property
-    def leases(self):
+    def lease_database(self):
         """The lease database: not the one that the installs of this machine share."""
         return Path(os.environ.get("DSTACK_LEASES") or f"{self.path}-host/leases.db")
 
@@ -247,7 +247,7 @@ class Mesh(Prefix):
 
     def dstackup(self, *arguments, check=True, deadline=90):
         done = subprocess.run([str(program("dstackup")), *arguments, "--prefix", str(self.path)], stdin=subprocess.DEVNULL, capture_output=True,
-                              text=True, timeout=deadline, env={**os.environ, "DSTACK_LEASES": str(self.leases)})
+                              text=True, timeout=deadline, env={**os.environ, "DSTACK_LEASES": str(self.lease_database)})
         if check and done.returncode != 0:
             raise AssertionError(f"dstackup {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}")
         return done
