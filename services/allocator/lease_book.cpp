@@ -457,6 +457,12 @@ Task<Result<Listed>> LeaseBook::list(Page page)
     co_return co_await reader_->run(job);
 }
 
+Task<Result<Rows>> LeaseBook::list_rows(Page page)
+{
+    auto job = [install = install_, page = std::move(page)](Connection& db) { return allocator::list_rows(db, install, page); };
+    co_return co_await reader_->run(job);
+}
+
 Task<Result<std::optional<schema::Lease>>> LeaseBook::find(std::string id)
 {
     auto job = [install = install_, id = std::move(id)](Connection& db) { return allocator::find(db, install, id); };

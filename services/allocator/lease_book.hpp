@@ -25,6 +25,7 @@ class LeaseBook
     /// What ran out, what belongs to an install that is gone, and events that are published already.
     Task<Result<Done>> sweep();
     Task<Result<Listed>> list(Page page);
+    Task<Result<Rows>> list_rows(Page page);
     Task<Result<std::optional<schema::Lease>>> find(std::string id);
     Task<Result<std::vector<Watched>>> watched(bool all);
     Task<Result<std::vector<schema::Lease>>> holders(Kind kind, std::uint32_t value);

@@ -18,6 +18,8 @@ constexpr std::uint64_t min_ttl_ms = 1000;
 constexpr std::uint64_t max_ttl_ms = 24ull * 3600 * 1000;
 constexpr std::uint64_t keep_ms = 7ull * 24 * 3600 * 1000;
 constexpr std::uint32_t max_page = 2000;
+constexpr std::uint32_t max_rows = 5000;
+constexpr std::size_t max_rows_bytes = 640 * 1024; ///< escaped (a tab is two characters) it fits into one answer
 
 constexpr std::string_view columns = "number, kind, protocol, address, value, owner, purpose, state, since_ms, expires_ms, vm, install,"
                                      " caller";
@@ -117,7 +119,8 @@ Result<std::vector<Released>> release_where(Connection& db, std::string_view whe
                                             std::initializer_list<state::Value> values, std::uint64_t now_ms)
 {
     std::vector<Released> out;
-    auto read = each(db, std::string{where} + " AND state != 'released' ORDER BY number", values,
+    // The plus signs keep SQLite from walking through all leases in force, in their order, where `where` has an index.
+    auto read = each(db, std::string{where} + " AND +state != 'released' ORDER BY +number", values,
                      [&](const state::Statement& row)
                      { out.push_back({row.column_int(install_column), lease_of(row)}); });
     if (!read) { return std::move(read).error(); }
@@ -527,17 +530,77 @@ Result<std::vector<Released>> expire(Connection& db, std::uint64_t now_ms)
     return release_where(db, "state = 'reserved' AND expires_ms <= ?", {now_ms}, now_ms);
 }
 
+namespace
+{
+std::string tail_of(const Page& page)
+{
+    std::string tail = "number > ? AND state != 'released'";
+    tail += page.install == 0 ? " AND ? = 0" : page.owner.empty() ? " AND +install = ?" : " AND install = ?"; // the plus: not by that index
+    tail += page.owner.empty() ? " AND ? = ''" : " AND owner = ?";
+    return tail + " ORDER BY number LIMIT ?";
+}
+
+std::int64_t begin_of(const Page& page) { return static_cast<std::int64_t>(std::min<std::uint64_t>(page.after, std::uint64_t{1} << 62)); }
+} // namespace
+
 Result<Listed> list(Connection& db, Install here, const Page& page)
 {
     const std::uint32_t limit = page.limit == 0 ? max_page : std::min(page.limit, max_page);
-    const auto after = static_cast<std::int64_t>(std::min<std::uint64_t>(page.after, std::uint64_t{1} << 62));
-    std::string tail = "number > ? AND state != 'released'";
-    tail += page.install != 0 ? " AND install = ?" : " AND ? = 0";
-    tail += page.owner.empty() ? " AND ? = ''" : " AND owner = ?";
-    auto leases = select_for(db, here, tail + " ORDER BY number LIMIT ?", {after, page.install, page.owner, limit});
+    auto leases = select_for(db, here, tail_of(page), {begin_of(page), page.install, page.owner, limit});
     if (!leases) { return std::move(leases).error(); }
     Listed out{std::move(*leases)};
     if (out.leases.size() == limit) { out.next = static_cast<std::uint64_t>(number_of(out.leases.back().id)); }
+    return out;
+}
+
+Result<Rows> list_rows(Connection& db, Install here, const Page& page)
+{
+    const std::uint32_t limit = page.limit == 0 ? max_rows : std::min(page.limit, max_rows);
+    auto known = installs(db);
+    if (!known) { return std::move(known).error(); }
+    Rows out;
+    std::uint32_t count = 0;
+    std::int64_t last = 0;
+    const auto add = [&](const state::Statement& row)
+    {
+        ++count;
+        last = row.column_int(0);
+        out.text += "lease-";
+        out.text += std::to_string(last);
+        for (int column = 1; column < install_column; ++column)
+        {
+            out.text += '\t';
+            // purpose, VM and the like are printable ASCII by the time that they are kept
+            const bool ended = column == 9 && row.column_view(7) != "reserved"; // what is bound does not expire
+            if (!ended) { out.text += row.column_view(column); }
+        }
+        out.text += '\t';
+        const Install install = row.column_int(install_column);
+        if (install != here)
+        {
+            const auto name = std::find_if(known->begin(), known->end(), [&](const InstallRow& one) { return one.number == install; });
+            if (name != known->end()) { out.text += name->state_dir; }
+        }
+        out.text += '\t';
+        out.text += row.column_view(12);
+        out.text += '\n';
+    };
+    // A page ends before its text is too long for one answer
+    auto rows = db.query("SELECT " + std::string{columns} + " FROM leases WHERE " + tail_of(page), {begin_of(page), page.install, page.owner, limit});
+    if (!rows) { return std::move(rows).error(); }
+    for (;;)
+    {
+        auto row = rows->step();
+        if (!row) { return std::move(row).error(); }
+        if (!*row) { break; }
+        add(*rows);
+        if (out.text.size() > max_rows_bytes)
+        {
+            out.next = static_cast<std::uint64_t>(last);
+            return out;
+        }
+    }
+    if (count == limit) { out.next = static_cast<std::uint64_t>(last); }
     return out;
 }
 
@@ -557,7 +620,7 @@ Result<std::vector<schema::Lease>> holders(Connection& db, Install here, Kind ki
 Result<std::vector<Watched>> watched(Connection& db, Install install, std::uint32_t limit)
 {
     auto rows = db.query(std::string{"SELECT number, kind, protocol, address, value, owner, state, since_ms, caller FROM leases WHERE state != 'released'"} +
-                             (install == 0 ? " AND ? = 0" : " AND install = ?") + " ORDER BY number LIMIT ?",
+                             (install == 0 ? " AND ? = 0" : " AND +install = ?") + " ORDER BY number LIMIT ?",
                          {install, limit});
     if (!rows) { return std::move(rows).error(); }
     std::vector<Watched> out;

@@ -91,6 +91,13 @@ struct Listed
 };
 /// Reserved and bound ones, in the order they were granted. `install` is empty in those of `here`.
 Result<Listed> list(state::Connection& db, Install here, const Page& page);
+/// The same as lines of text, as lease.list has them.
+struct Rows
+{
+    std::string text;
+    std::uint64_t next = 0;
+};
+Result<Rows> list_rows(state::Connection& db, Install here, const Page& page);
 /// In force, by id; nullopt: there is none.
 Result<std::optional<schema::Lease>> find(state::Connection& db, Install here, const std::string& id);
 /// What is in force, of one install or (0) of all, for the watch; at most `limit`.

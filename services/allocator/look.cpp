@@ -29,6 +29,7 @@ constexpr std::size_t max_table = 64 * 1024 * 1024;
 constexpr std::size_t max_cids = 16;             ///< of one process: QEMU has one
 constexpr std::uint32_t max_pool = 1'000'000;    ///< of one dstack-vmm
 constexpr std::int64_t settled_after_ms = 3'000; ///< a younger process may still become another program
+constexpr std::int64_t just_begun_ms = 500;      ///< of those that were there when we began, few are that young
 constexpr std::int64_t read_again_ms = 10'000;
 constexpr uid_t first_user = 1000; ///< people, not services, from here on
 
@@ -143,6 +144,7 @@ void Looker::scan_processes()
 {
     if (proc_fd_ < 0) { return; }
     const auto now_ms = static_cast<std::int64_t>(unix_ms());
+    const bool first_scan = seen_.empty();
     std::unordered_map<long, Seen> before;
     before.swap(seen_);
     std::vector<std::pair<long, std::uint64_t>> pids;
@@ -158,7 +160,7 @@ void Looker::scan_processes()
     {
         auto known = before.find(pid);
         const bool same = known != before.end() && known->second.proc_inode == inode;
-        Seen& seen = seen_[pid] = same ? std::move(known->second) : Seen{inode, now_ms};
+        Seen& seen = seen_[pid] = same ? std::move(known->second) : Seen{inode, first_scan ? now_ms - settled_after_ms + just_begun_ms : now_ms};
         const bool was_young = seen.read_ms - seen.first_ms < settled_after_ms;
         if (!same || was_young || now_ms - seen.read_ms > read_again_ms || now_ms < seen.read_ms) { read_command_line(pid, seen, now_ms); }
     }

@@ -173,13 +173,21 @@ Task<Result<schema::LeaseRelease::Reply>> Service::release_leases(schema::LeaseR
 Task<Result<schema::LeaseList::Reply>> Service::list_leases(schema::LeaseList request, CallContext)
 {
     Page page{request.all ? 0 : book_->install(), std::move(request.owner), request.after, request.limit};
-    auto listed = co_await book_->list(std::move(page));
-    if (!listed) { co_return std::move(listed).error(); }
     schema::LeaseList::Reply reply;
-    reply.leases = std::move(listed->leases);
-    reply.next = listed->next;
     reply.database = book_->database_path();
     reply.host_wide = book_->is_host_wide();
+    if (request.compact)
+    {
+        auto rows = co_await book_->list_rows(std::move(page));
+        if (!rows) { co_return std::move(rows).error(); }
+        reply.rows = std::move(rows->text);
+        reply.next = rows->next;
+        co_return reply;
+    }
+    auto listed = co_await book_->list(std::move(page));
+    if (!listed) { co_return std::move(listed).error(); }
+    reply.leases = std::move(listed->leases);
+    reply.next = listed->next;
     co_return reply;
 }
 

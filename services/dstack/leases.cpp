@@ -5,6 +5,7 @@
 #include "services/dstack/text.hpp"
 #include "services/dstack/verbs.hpp"
 #include "shared/base/time.hpp"
+#include <charconv>
 #include <map>
 
 namespace dstack::cli
@@ -32,6 +33,45 @@ std::string process_of(const schema::HostUse& use)
     return printable(use.process) + " " + std::to_string(use.pid) + (use.unit.empty() ? "" : " (" + printable(use.unit) + ")");
 }
 
+std::string_view take(std::string_view& text, char end)
+{
+    const std::string_view out = text.substr(0, text.find(end));
+    text.remove_prefix(std::min(out.size() + 1, text.size()));
+    return out;
+}
+
+std::string time_of(std::string_view unix_ms)
+{
+    std::uint64_t value = 0;
+    std::from_chars(unix_ms.data(), unix_ms.data() + unix_ms.size(), value);
+    return value == 0 ? std::string{} : rfc3339(value);
+}
+
+/// The compact form of lease.list.
+void add_rows(std::string_view rows, std::vector<schema::Lease>& out)
+{
+    while (!rows.empty())
+    {
+        std::string_view row = take(rows, '\n');
+        schema::Lease& lease = out.emplace_back();
+        const auto next = [&] { return take(row, '\t'); };
+        lease.id = next();
+        lease.kind = next();
+        lease.protocol = next();
+        lease.address = next();
+        const std::string_view value = next();
+        std::from_chars(value.data(), value.data() + value.size(), lease.value);
+        lease.owner = next();
+        lease.purpose = next();
+        lease.state = next();
+        lease.since = time_of(next());
+        lease.expires = time_of(next());
+        lease.vm = next();
+        lease.install = next();
+        lease.caller = next();
+    }
+}
+
 /// All pages. The reply's other members are those of the last one.
 Task<Result<schema::LeaseList::Reply>> all_leases(Session& session)
 {
@@ -42,13 +82,14 @@ Task<Result<schema::LeaseList::Reply>> all_leases(Session& session)
         schema::LeaseList question;
         question.all = session.options().all;
         question.after = after;
+        question.compact = true;
         auto options = session.call_options();
         auto page = co_await session.bus().call(std::move(question), std::move(options));
         if (!page) { co_return std::move(page).error(); }
         after = page->next;
+        add_rows(page->rows, out.leases);
         out.database = std::move(page->database);
         out.host_wide = page->host_wide;
-        std::move(page->leases.begin(), page->leases.end(), std::back_inserter(out.leases));
     } while (after != 0);
     co_return out;
 }
