@@ -361,6 +361,9 @@ Task<> LeaseBook::publish_one(Client::OutgoingEvent event)
 
 Task<> LeaseBook::publish_events()
 {
+    auto modest = [](Connection& db) { return db.exec("PRAGMA cache_size = -256"); }; // it reads from end to end
+    auto set = co_await reader_->run(modest);
+    if (!set) { log::warn("cache of the lease reader not set", {{"error", set.error().message}}); }
     Scope sending{loop_};
     for (;;)
     {

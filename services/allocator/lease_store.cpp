@@ -19,7 +19,7 @@ constexpr std::uint64_t max_ttl_ms = 24ull * 3600 * 1000;
 constexpr std::uint64_t keep_ms = 7ull * 24 * 3600 * 1000;
 constexpr std::uint32_t max_page = 2000;
 constexpr std::uint32_t max_rows = 5000;
-constexpr std::size_t max_rows_bytes = 640 * 1024; ///< escaped (a tab is two characters) it fits into one answer
+constexpr std::size_t max_rows_bytes = 256 * 1024; ///< small pages: each is copied some times on its way
 
 constexpr std::string_view columns = "number, kind, protocol, address, value, owner, purpose, state, since_ms, expires_ms, vm, install,"
                                      " caller";

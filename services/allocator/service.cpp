@@ -4,6 +4,7 @@
 #include "shared/base/time.hpp"
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
+#include <malloc.h>
 
 namespace dstack::allocator
 {
@@ -262,6 +263,10 @@ Task<Result<schema::LeaseExplain::Reply>> Service::explain_lease(schema::LeaseEx
 
 Task<Result<Done>> serve(Daemon& daemon, Config config)
 {
+    // Pages of thousands of leases are rare and large: their memory goes back to the kernel at once.
+    constexpr int large = 64 * 1024;
+    ::mallopt(M_MMAP_THRESHOLD, large);
+    ::mallopt(M_TRIM_THRESHOLD, 2 * large);
     auto made = state::make_dirs(config.state_dir, 0750);
     if (!made) { co_return std::move(made).error(); }
     Service service{daemon, std::move(config)};

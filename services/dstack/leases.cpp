@@ -40,42 +40,68 @@ std::string_view take(std::string_view& text, char end)
     return out;
 }
 
-std::string time_of(std::string_view unix_ms)
+std::uint64_t number_of(std::string_view text)
 {
     std::uint64_t value = 0;
-    std::from_chars(unix_ms.data(), unix_ms.data() + unix_ms.size(), value);
-    return value == 0 ? std::string{} : rfc3339(value);
+    std::from_chars(text.data(), text.data() + text.size(), value);
+    return value;
 }
 
+std::string time_of(std::uint64_t unix_ms) { return unix_ms == 0 ? std::string{} : rfc3339(unix_ms); }
+
+/// As age() has it, without the way through a text.
+std::string age_of(std::uint64_t since_ms, std::uint64_t now_ms)
+{
+    const std::uint64_t seconds = now_ms > since_ms ? (now_ms - since_ms) / 1000 : 0;
+    if (seconds < 60) { return std::to_string(seconds) + "s"; }
+    if (seconds < 3600) { return std::to_string(seconds / 60) + "m"; }
+    return seconds < 86'400 ? std::to_string(seconds / 3600) + "h" : std::to_string(seconds / 86'400) + "d";
+}
+
+/// A lease, and when it entered its state.
+struct Row
+{
+    schema::Lease lease;
+    std::uint64_t since_ms = 0;
+    std::uint64_t expires_ms = 0;
+};
+
 /// The compact form of lease.list.
-void add_rows(std::string_view rows, std::vector<schema::Lease>& out)
+void add_rows(std::string_view rows, std::vector<Row>& out)
 {
     while (!rows.empty())
     {
         std::string_view row = take(rows, '\n');
-        schema::Lease& lease = out.emplace_back();
+        Row& added = out.emplace_back();
+        schema::Lease& lease = added.lease;
         const auto next = [&] { return take(row, '\t'); };
         lease.id = next();
         lease.kind = next();
         lease.protocol = next();
         lease.address = next();
-        const std::string_view value = next();
-        std::from_chars(value.data(), value.data() + value.size(), lease.value);
+        lease.value = static_cast<std::uint32_t>(number_of(next()));
         lease.owner = next();
         lease.purpose = next();
         lease.state = next();
-        lease.since = time_of(next());
-        lease.expires = time_of(next());
+        added.since_ms = number_of(next());
+        added.expires_ms = number_of(next());
         lease.vm = next();
         lease.install = next();
         lease.caller = next();
     }
 }
 
-/// All pages. The reply's other members are those of the last one.
-Task<Result<schema::LeaseList::Reply>> all_leases(Session& session)
+struct All
 {
-    schema::LeaseList::Reply out;
+    std::vector<Row> rows;
+    std::string database;
+    bool host_wide = false;
+};
+
+/// All pages.
+Task<Result<All>> all_leases(Session& session)
+{
+    All out;
     std::uint64_t after = 0;
     do
     {
@@ -87,7 +113,7 @@ Task<Result<schema::LeaseList::Reply>> all_leases(Session& session)
         auto page = co_await session.bus().call(std::move(question), std::move(options));
         if (!page) { co_return std::move(page).error(); }
         after = page->next;
-        add_rows(page->rows, out.leases);
+        add_rows(page->rows, out.rows);
         out.database = std::move(page->database);
         out.host_wide = page->host_wide;
     } while (after != 0);
@@ -111,18 +137,18 @@ Task<Result<std::vector<schema::HostUse>>> all_uses(Session& session)
     co_return out;
 }
 
-std::string own_table(const std::vector<schema::Lease>& leases)
+std::string own_table(const std::vector<Row>& leases)
 {
     std::vector<std::vector<std::string>> rows{{"WHAT", "OWNER", "STATE", "AGE", "PURPOSE", "ID"}};
     const std::uint64_t now_ms = unix_ms();
-    for (const auto& lease : leases)
+    for (const auto& [lease, since_ms, expires_ms] : leases)
     {
-        rows.push_back({what_of(lease), printable(lease.owner), printable(lease.state), age(lease.since, now_ms), or_dash(lease.purpose), lease.id});
+        rows.push_back({what_of(lease), printable(lease.owner), printable(lease.state), age_of(since_ms, now_ms), or_dash(lease.purpose), lease.id});
     }
     return table(rows);
 }
 
-std::string host_table(const std::vector<schema::Lease>& leases, const std::vector<schema::HostUse>& uses)
+std::string host_table(const std::vector<Row>& leases, const std::vector<schema::HostUse>& uses)
 {
     std::multimap<std::string_view, const schema::HostUse*> by_lease;
     for (const auto& use : uses)
@@ -131,12 +157,12 @@ std::string host_table(const std::vector<schema::Lease>& leases, const std::vect
     }
     std::vector<std::vector<std::string>> rows{{"WHAT", "OWNER", "STATE", "AGE", "USED BY", "WHY", "ID"}};
     const std::uint64_t now_ms = unix_ms();
-    for (const auto& lease : leases)
+    for (const auto& [lease, since_ms, expires_ms] : leases)
     {
         const auto user = by_lease.find(lease.id);
         std::string why = lease.purpose;
         if (!lease.install.empty()) { why += (why.empty() ? "" : ", ") + ("install in " + lease.install); }
-        rows.push_back({what_of(lease), printable(lease.owner), printable(lease.state), age(lease.since, now_ms),
+        rows.push_back({what_of(lease), printable(lease.owner), printable(lease.state), age_of(since_ms, now_ms),
                         user == by_lease.end() ? "-" : process_of(*user->second), or_dash(why), lease.id});
     }
     for (const auto& use : uses)
@@ -162,16 +188,23 @@ Task<int> show_leases(Session& session)
     if (!reply->host_wide) { warnings.push_back("these leases are kept in " + reply->database + ", for this install alone: other installs on this host do not see them"); }
     if (session.options().json)
     {
-        session.out(document("leases", leases_json(reply->leases, uses, reply->database), warnings));
+        std::vector<schema::Lease> leases;
+        for (Row& row : reply->rows)
+        {
+            row.lease.since = time_of(row.since_ms);
+            row.lease.expires = time_of(row.expires_ms);
+            leases.push_back(std::move(row.lease));
+        }
+        session.out(document("leases", leases_json(leases, uses, reply->database), warnings));
         co_return exit_ok;
     }
     for (const auto& warning : warnings) { session.warn("warning: " + warning); }
-    if (reply->leases.empty() && uses.empty())
+    if (reply->rows.empty() && uses.empty())
     {
         session.note("nothing is leased");
         co_return exit_ok;
     }
-    session.out(session.options().all ? host_table(reply->leases, uses) : own_table(reply->leases));
+    session.out(session.options().all ? host_table(reply->rows, uses) : own_table(reply->rows));
     co_return exit_ok;
 }
 
