@@ -76,7 +76,7 @@ Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
     const auto took = std::chrono::steady_clock::now() - began;
     record.latency_us = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(took).count());
     Verdict verdict = record.verdict;
-    auto written = co_await ledger_.append(std::move(record));
+    auto written = co_await ledger_.append(record);
     if (!written)
     {
         log::error("decision not recorded", {{"error", written.error().message}});
@@ -85,15 +85,15 @@ Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
     }
     else
     {
-        const schema::Decision& told = written->decision;
-        if (told.allowed)
+        const std::string_view app_id = record.boot ? std::string_view{record.boot->app_id} : "";
+        if (verdict.allowed)
         {
-            log::info("allowed", {{"kind", told.kind}, {"app_id", told.app_id}, {"decision", told.sequence}});
+            log::info("allowed", {{"kind", record.kind}, {"app_id", app_id}, {"decision", *written}});
         }
         else
         {
             log::info("denied",
-                      {{"kind", told.kind}, {"app_id", told.app_id}, {"decision", told.sequence}, {"rule", told.rule}});
+                      {{"kind", record.kind}, {"app_id", app_id}, {"decision", *written}, {"rule", verdict.rule}});
         }
     }
     const std::string gateway = snapshot->policy ? snapshot->policy->gateway_app_id : "";
@@ -122,6 +122,8 @@ Task<http::Response> Webhook::tell_health()
     append_json_string(body, snapshot->hash);
     body += R"(,"ledger":)";
     append_json_string(body, ledger_.trouble().empty() ? "ok" : printable(ledger_.trouble()));
+    body += R"(,"ledgerWarning":)";
+    append_json_string(body, printable(ledger_.warning()));
     body += R"(,"decisions":)" + std::to_string(ledger_.sequence()) + "}";
     co_return http::json_response(fine ? 200 : 503, std::move(body));
 }
@@ -144,7 +146,7 @@ Task<> Webhook::note_policy(std::shared_ptr<const Snapshot> snapshot, bool creat
     record.policy_hash = snapshot->hash;
     record.change = created ? "created" : snapshot->policy ? "external" : "invalid";
     record.reason = printable(snapshot->error);
-    auto written = co_await ledger_.append(std::move(record));
+    auto written = co_await ledger_.append(record);
     noting_ = false;
     if (created) { log::info("policy created", {{"file", policy_.path()}}); }
     else if (snapshot->policy) { log::info("policy file changed by somebody else", {{"policy", snapshot->hash}}); }
