@@ -1,7 +1,9 @@
 #include "services/auth/policy_file.hpp"
+#include "shared/base/time.hpp"
 #include "shared/crypto/hash.hpp"
 #include "shared/crypto/hex.hpp"
 #include "shared/state/files.hpp"
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -124,9 +126,13 @@ Loaded load(const std::string& path)
         out.settled = false;
         return out;
     }
-    out.snapshot.hash = crypto::to_hex(crypto::sha256(**text));
+    out.snapshot.ground.policy_hash = crypto::to_hex(crypto::sha256(**text));
     auto policy = parse_policy(**text);
-    if (policy) { out.snapshot.policy = std::move(*policy); }
+    if (policy)
+    {
+        out.snapshot.policy = std::move(*policy);
+        out.snapshot.ground.gateway_app_id = out.snapshot.policy->gateway_app_id;
+    }
     else { out.snapshot.error = path + ": " + policy.error().message; }
     return out;
 }
@@ -155,6 +161,18 @@ Result<PolicyFile::Changed> change_file(const std::string& path, const PolicyFil
 }
 
 } // namespace
+
+const std::shared_ptr<const Snapshot>* PolicyFile::if_current()
+{
+    return cached_ != nullptr && settled_ && identify(path_) == identity_ ? &cached_ : nullptr;
+}
+
+std::uint64_t PolicyFile::age_ms() const
+{
+    const auto written = static_cast<std::uint64_t>(std::max<std::int64_t>(identity_.modified_ns, 0)) / 1'000'000;
+    const std::uint64_t now = unix_ms();
+    return identity_.exists && now > written ? now - written : 0;
+}
 
 Task<std::shared_ptr<const Snapshot>> PolicyFile::current()
 {
