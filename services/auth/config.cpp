@@ -15,7 +15,6 @@ Result<Config> parse_config(std::string_view toml)
         .read("port", out.port, 0, 65535)
         .read("create_policy", out.create_policy)
         .require("ledger_dir", out.ledger_dir)
-        .read_ms("ledger_flush_ms", out.ledger_flush, 0, 10'000)
         .read_ms("idle_timeout_ms", out.idle_timeout, 100, 3'600'000)
         .read_ms("request_timeout_ms", out.request_timeout, 100, 600'000);
     auto backend = document->section("backend");

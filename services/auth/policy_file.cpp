@@ -137,11 +137,12 @@ Loaded load(const std::string& path)
     return out;
 }
 
-Result<PolicyFile::Changed> change_file(const std::string& path, const PolicyFile::Edit& edit)
+Result<PolicyFile::Changed> change_file(const std::string& path, const PolicyFile::Edit& edit, PolicyFile::Missing missing)
 {
     auto lock = state::FileLock::acquire(path + ".lock", lock_limit);
     if (!lock) { return std::move(lock).error(); }
     auto text = state::read_file(path, max_bytes);
+    if (!text && text.error().code == Errc::not_found && missing == PolicyFile::Missing::is_empty) { text = std::string{}; }
     if (!text)
     {
         return std::move(text).error().with_hint("without a policy file every boot is denied; write one first");
@@ -193,8 +194,20 @@ Task<std::shared_ptr<const Snapshot>> PolicyFile::current()
 
 Task<Result<PolicyFile::Changed>> PolicyFile::change(Edit edit)
 {
+    co_return co_await change(std::move(edit), Missing::is_error);
+}
+
+Task<Result<std::string>> PolicyFile::text(std::size_t max_bytes)
+{
+    auto job = [path = path_, max_bytes] { return state::read_file(path, max_bytes); };
+    auto text = co_await offload(loop_, job);
+    co_return text;
+}
+
+Task<Result<PolicyFile::Changed>> PolicyFile::change(Edit edit, Missing missing)
+{
     auto guard = co_await writing_.lock();
-    auto job = [path = path_, edit = std::move(edit)] { return change_file(path, edit); };
+    auto job = [path = path_, edit = std::move(edit), missing] { return change_file(path, edit, missing); };
     auto changed = co_await offload(loop_, job);
     co_return changed;
 }

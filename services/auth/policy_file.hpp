@@ -41,8 +41,16 @@ class PolicyFile
         bool changed = false;
         std::string hash; ///< of the file now
     };
+    enum class Missing ///< a file that is not there
+    {
+        is_error,
+        is_empty ///< an empty text is edited
+    };
     /// Under the lock file `<path>.lock`, which other writers share: read, edit, replace as a whole.
+    Task<Result<Changed>> change(Edit edit, Missing missing);
     Task<Result<Changed>> change(Edit edit);
+    /// What the file says now; resource_exhausted when it is longer.
+    Task<Result<std::string>> text(std::size_t max_bytes);
 
     /// Writes `text` unless there is a file; says whether it did. Blocks: for start-up.
     Result<bool> create(std::string_view text);
