@@ -2,6 +2,7 @@
 #include "shared/config/config.hpp"
 #include <charconv>
 #include <optional>
+#include <limits>
 
 namespace dstack::auth
 {
@@ -33,7 +34,6 @@ Result<Config> parse_config(std::string_view toml)
     section
         .read("listen", out.listen)
         .read("port", out.port, 0, 65535)
-        .require("policy_file", out.policy_file)
         .read("create_policy", out.create_policy)
         .require("ledger_dir", out.ledger_dir)
         .read("ledger_flush", flush)
@@ -43,6 +43,22 @@ Result<Config> parse_config(std::string_view toml)
     const auto interval = flush_interval(flush);
     if (interval) { out.ledger_flush = *interval; }
     else { section.refuse("ledger_flush", "must be \"each\" or \"1ms\" to \"1000ms\""); }
+    auto backend = document->section("backend");
+    backend.read_choice("type", out.backend.type, {"file", "chain"})
+        .read("urls", out.backend.urls)
+        .read("contract", out.backend.contract)
+        .read("chain_id", out.backend.chain_id, 0, std::numeric_limits<std::int64_t>::max())
+        .read("confirmations", out.backend.confirmations, 0, 100'000)
+        .read_ms("timeout_ms", out.backend.timeout, 100, 60'000);
+    auto auth = document->section("auth");
+    if (out.backend.type == "file") { auth.require("policy_file", out.policy_file); }
+    else
+    {
+        auth.read("policy_file", out.policy_file);
+        if (out.backend.urls.empty()) { backend.refuse("urls", "needs at least one JSON-RPC endpoint"); }
+        if (out.backend.contract.empty()) { backend.refuse("contract", "needs the address of the KMS contract"); }
+        if (out.backend.chain_id == 0) { backend.refuse("chain_id", "needs the chain's id"); }
+    }
     document->section("bus").read("directory", out.bus_directory);
     auto complete = document->finish();
     if (!complete) { return std::move(complete).error(); }

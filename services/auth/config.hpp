@@ -4,22 +4,36 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace dstack::auth
 {
+
+/// Who decides: the policy file, or a contract on a chain.
+struct BackendConfig
+{
+    std::string type = "file"; ///< file, chain
+    // chain
+    std::vector<std::string> urls;           ///< JSON-RPC endpoints, the preferred first
+    std::string contract;                    ///< the KMS contract, 40 hex digits with or without 0x
+    std::uint64_t chain_id = 0;              ///< what eth_chainId has to answer
+    std::uint32_t confirmations = 0;         ///< 0: the block that the chain calls finalized
+    std::chrono::milliseconds timeout{3000}; ///< for one decision, all endpoints together
+};
 
 struct Config
 {
     std::string listen = "127.0.0.1";
     std::uint16_t port = 8001;  ///< 0: any free one; the log says which
-    std::string policy_file;    ///< auth-simple's and upstream dstack-auth's document; see policy.hpp
+    std::string policy_file;    ///< auth-simple's and upstream dstack-auth's document; see policy.hpp. Backend file only
     bool create_policy = false; ///< development: write a policy that allows nothing when there is none
-    std::string ledger_dir;     ///< created when missing
+    std::string ledger_dir;     ///< created when missing; empty: no ledger (--standalone only)
     std::chrono::milliseconds ledger_flush{0}; ///< 0 ("each"): on disk before the answer; else flushed so often
     std::uint64_t ledger_segment_kib = 65536;  ///< a file of the ledger that has grown so large is closed
     std::chrono::milliseconds idle_timeout{75'000};
     std::chrono::milliseconds request_timeout{10'000}; ///< from the first byte of a request to its answer
     std::string bus_directory;                         ///< empty: without the mesh
+    BackendConfig backend;
 };
 
 Result<Config> parse_config(std::string_view toml);

@@ -1,4 +1,5 @@
 #include "services/auth/json_text.hpp"
+#include <algorithm>
 
 namespace dstack::auth
 {
@@ -31,6 +32,14 @@ void append_json_string(std::string& out, std::string_view text)
     }
     out.append(text, done);
     out += '"';
+}
+
+std::string printable(std::string_view text)
+{
+    std::string out{text.substr(0, 300)};
+    std::replace_if(
+        out.begin(), out.end(), [](char c) { return c < 0x20 || c > 0x7e; }, '?');
+    return out;
 }
 
 } // namespace dstack::auth

@@ -1,7 +1,9 @@
 #include "services/auth/policy_file.hpp"
+#include "shared/base/time.hpp"
 #include "shared/crypto/hash.hpp"
 #include "shared/crypto/hex.hpp"
 #include "shared/state/files.hpp"
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -124,18 +126,23 @@ Loaded load(const std::string& path)
         out.settled = false;
         return out;
     }
-    out.snapshot.hash = crypto::to_hex(crypto::sha256(**text));
+    out.snapshot.ground.policy_hash = crypto::to_hex(crypto::sha256(**text));
     auto policy = parse_policy(**text);
-    if (policy) { out.snapshot.policy = std::move(*policy); }
+    if (policy)
+    {
+        out.snapshot.policy = std::move(*policy);
+        out.snapshot.ground.gateway_app_id = out.snapshot.policy->gateway_app_id;
+    }
     else { out.snapshot.error = path + ": " + policy.error().message; }
     return out;
 }
 
-Result<PolicyFile::Changed> change_file(const std::string& path, const PolicyFile::Edit& edit)
+Result<PolicyFile::Changed> change_file(const std::string& path, const PolicyFile::Edit& edit, PolicyFile::Missing missing)
 {
     auto lock = state::FileLock::acquire(path + ".lock", lock_limit);
     if (!lock) { return std::move(lock).error(); }
     auto text = state::read_file(path, max_bytes);
+    if (!text && text.error().code == Errc::not_found && missing == PolicyFile::Missing::is_empty) { text = std::string{}; }
     if (!text)
     {
         return std::move(text).error().with_hint("without a policy file every boot is denied; write one first");
@@ -156,6 +163,18 @@ Result<PolicyFile::Changed> change_file(const std::string& path, const PolicyFil
 
 } // namespace
 
+const std::shared_ptr<const Snapshot>* PolicyFile::if_current()
+{
+    return cached_ != nullptr && settled_ && identify(path_) == identity_ ? &cached_ : nullptr;
+}
+
+std::uint64_t PolicyFile::age_ms() const
+{
+    const auto written = static_cast<std::uint64_t>(std::max<std::int64_t>(identity_.modified_ns, 0)) / 1'000'000;
+    const std::uint64_t now = unix_ms();
+    return identity_.exists && now > written ? now - written : 0;
+}
+
 Task<std::shared_ptr<const Snapshot>> PolicyFile::current()
 {
     const std::uint64_t asked = ++turn_;
@@ -175,8 +194,20 @@ Task<std::shared_ptr<const Snapshot>> PolicyFile::current()
 
 Task<Result<PolicyFile::Changed>> PolicyFile::change(Edit edit)
 {
+    co_return co_await change(std::move(edit), Missing::is_error);
+}
+
+Task<Result<std::string>> PolicyFile::text(std::size_t max_bytes)
+{
+    auto job = [path = path_, max_bytes] { return state::read_file(path, max_bytes); };
+    auto text = co_await offload(loop_, job);
+    co_return text;
+}
+
+Task<Result<PolicyFile::Changed>> PolicyFile::change(Edit edit, Missing missing)
+{
     auto guard = co_await writing_.lock();
-    auto job = [path = path_, edit = std::move(edit)] { return change_file(path, edit); };
+    auto job = [path = path_, edit = std::move(edit), missing] { return change_file(path, edit, missing); };
     auto changed = co_await offload(loop_, job);
     co_return changed;
 }

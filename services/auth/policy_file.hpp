@@ -1,4 +1,5 @@
 #pragma once
+#include "services/auth/backend.hpp"
 #include "services/auth/policy.hpp"
 #include "shared/runtime/scope.hpp"
 #include <functional>
@@ -13,7 +14,7 @@ namespace dstack::auth
 struct Snapshot
 {
     std::optional<Policy> policy;
-    std::string hash;  ///< SHA-256 of the file, hex; empty when it could not be read
+    Ground ground;     ///< its hash: SHA-256 of the file, hex; empty when it could not be read
     std::string error; ///< why there is no policy: everything is denied with this
 };
 
@@ -26,6 +27,12 @@ class PolicyFile
     /// The file as it is at some moment between the call and the answer. Never an older one, also not when the new one
     /// is damaged.
     Task<std::shared_ptr<const Snapshot>> current();
+    /// The same when the file has to be looked at only, not read; else nullptr. Valid until the next call.
+    const std::shared_ptr<const Snapshot>* if_current();
+    /// What was read last, without a look at the file; null before the first.
+    const std::shared_ptr<const Snapshot>& last() const { return cached_; }
+    /// Since the file that was read last was written; 0 when there was none.
+    std::uint64_t age_ms() const;
 
     /// From text to text; nullopt: nothing to change. Runs on another thread: must own what it uses.
     using Edit = std::function<Result<std::optional<std::string>>(std::string_view)>;
@@ -34,8 +41,16 @@ class PolicyFile
         bool changed = false;
         std::string hash; ///< of the file now
     };
+    enum class Missing ///< a file that is not there
+    {
+        is_error,
+        is_empty ///< an empty text is edited
+    };
     /// Under the lock file `<path>.lock`, which other writers share: read, edit, replace as a whole.
+    Task<Result<Changed>> change(Edit edit, Missing missing);
     Task<Result<Changed>> change(Edit edit);
+    /// What the file says now; resource_exhausted when it is longer.
+    Task<Result<std::string>> text(std::size_t max_bytes);
 
     /// Writes `text` unless there is a file; says whether it did. Blocks: for start-up.
     Result<bool> create(std::string_view text);

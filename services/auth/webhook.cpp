@@ -2,7 +2,6 @@
 #include "services/auth/json_text.hpp"
 #include "shared/base/time.hpp"
 #include "shared/log/log.hpp"
-#include <algorithm>
 #include <chrono>
 
 namespace dstack::auth
@@ -16,14 +15,6 @@ http::Response refuse(int status, std::string_view allow)
 {
     http::Response out = http::text_response(status, std::string{http::reason_phrase(status)} + "\n");
     if (!allow.empty()) { out.headers.set("Allow", std::string{allow}); }
-    return out;
-}
-
-std::string printable(std::string_view text)
-{
-    std::string out{text.substr(0, 300)};
-    std::replace_if(
-        out.begin(), out.end(), [](char c) { return c < 0x20 || c > 0x7e; }, '?');
     return out;
 }
 
@@ -52,31 +43,37 @@ Task<http::Response> Webhook::answer(http::Request request)
 Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
 {
     const auto began = std::chrono::steady_clock::now();
-    auto snapshot = co_await policy_.current();
-    look_at(snapshot);
     Record record;
     record.time_ms = unix_ms();
     record.kind = to_string(kind);
-    record.policy_hash = snapshot->hash;
     record.agent = printable(request.headers.get("User-Agent").substr(0, 80));
+    std::shared_ptr<const Ground> ground;
     int status = 200;
     auto boot = reader_.read(request.body);
-    if (!boot)
+    if (boot)
+    {
+        record.boot = std::move(*boot);
+        auto judgement = backend_.decide_now(kind, *record.boot);
+        if (!judgement)
+        {
+            auto waited = co_await backend_.decide(kind, *record.boot);
+            judgement = std::move(waited);
+        }
+        record.verdict = std::move(judgement->verdict);
+        ground = std::move(judgement->ground);
+    }
+    else
     {
         status = 400;
         record.verdict = deny("request", "invalid authorization request: " + boot.error().message);
+        ground = backend_.ground();
     }
-    else if (!snapshot->policy)
-    {
-        record.verdict = deny("policy", "policy is not usable: " + printable(snapshot->error) +
-                                            "; every boot is denied until it is repaired");
-    }
-    else { record.verdict = decide(kind, *boot, *snapshot->policy); }
-    if (boot) { record.boot = std::move(*boot); }
+    record.policy_hash = ground->policy_hash;
     const auto took = std::chrono::steady_clock::now() - began;
     record.latency_us = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(took).count());
     Verdict verdict = record.verdict;
-    auto written = co_await ledger_.append(record);
+    if (ledger_ == nullptr) { co_return http::json_response(status, answer_body(verdict, ground->gateway_app_id)); }
+    auto written = co_await ledger_->append(record);
     if (!written)
     {
         log::error("decision not recorded", {{"error", written.error().message}});
@@ -96,62 +93,30 @@ Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
                       {{"kind", record.kind}, {"app_id", app_id}, {"decision", *written}, {"rule", verdict.rule}});
         }
     }
-    const std::string gateway = snapshot->policy ? snapshot->policy->gateway_app_id : "";
-    co_return http::json_response(status, answer_body(verdict, gateway));
+    co_return http::json_response(status, answer_body(verdict, ground->gateway_app_id));
 }
 
 Task<http::Response> Webhook::tell_info()
 {
-    auto snapshot = co_await policy_.current();
-    look_at(snapshot);
-    if (snapshot->policy) { co_return http::json_response(200, info_body(*snapshot->policy)); }
-    std::string body = R"({"status":"error","message":)";
-    append_json_string(body, "policy is not usable: " + printable(snapshot->error));
-    body += '}';
-    co_return http::json_response(500, std::move(body));
+    auto info = co_await backend_.info();
+    co_return http::json_response(info.status, std::move(info.body));
 }
 
 Task<http::Response> Webhook::tell_health()
 {
-    auto snapshot = co_await policy_.current();
-    look_at(snapshot);
-    const bool fine = snapshot->policy && ledger_.trouble().empty();
+    auto health = co_await backend_.health();
+    const std::string ledger = ledger_ == nullptr ? "" : printable(ledger_->trouble());
+    const bool fine = health.trouble.empty() && ledger.empty();
     std::string body = fine ? R"({"status":"ok","policy":)" : R"({"status":"denying everything","policy":)";
-    append_json_string(body, snapshot->policy ? "ok" : printable(snapshot->error));
+    append_json_string(body, health.trouble.empty() ? "ok" : printable(health.trouble));
     body += R"(,"policyHash":)";
-    append_json_string(body, snapshot->hash);
+    append_json_string(body, health.policy_hash);
     body += R"(,"ledger":)";
-    append_json_string(body, ledger_.trouble().empty() ? "ok" : printable(ledger_.trouble()));
+    append_json_string(body, ledger_ == nullptr ? "none" : ledger.empty() ? "ok" : ledger);
     body += R"(,"ledgerWarning":)";
-    append_json_string(body, printable(ledger_.warning()));
-    body += R"(,"decisions":)" + std::to_string(ledger_.sequence()) + "}";
+    append_json_string(body, ledger_ == nullptr ? "" : printable(ledger_->warning()));
+    body += R"(,"decisions":)" + std::to_string(ledger_ == nullptr ? 0 : ledger_->sequence()) + "}";
     co_return http::json_response(fine ? 200 : 503, std::move(body));
-}
-
-void Webhook::look_at(std::shared_ptr<const Snapshot> snapshot)
-{
-    const bool known =
-        snapshot->hash == ledger_.last_policy_hash() || (!snapshot->hash.empty() && snapshot->hash == expected_hash_);
-    if (noting_ || policy_.changing() || known) { return; }
-    noting_ = true;
-    scope_.spawn(note_policy(std::move(snapshot)));
-}
-
-Task<> Webhook::note_policy(std::shared_ptr<const Snapshot> snapshot, bool created)
-{
-    noting_ = true;
-    Record record;
-    record.time_ms = unix_ms();
-    record.kind = "policy";
-    record.policy_hash = snapshot->hash;
-    record.change = created ? "created" : snapshot->policy ? "external" : "invalid";
-    record.reason = printable(snapshot->error);
-    auto written = co_await ledger_.append(record);
-    noting_ = false;
-    if (created) { log::info("policy created", {{"file", policy_.path()}}); }
-    else if (snapshot->policy) { log::info("policy file changed by somebody else", {{"policy", snapshot->hash}}); }
-    else { log::error("policy file not usable", {{"error", snapshot->error}}); }
-    if (!written) { log::error("policy change not recorded", {{"error", written.error().message}}); }
 }
 
 } // namespace dstack::auth

@@ -91,7 +91,7 @@ class WebhookTest(unittest.TestCase):
         status, answer = auth.ask(boot(composeHash="9" * 64))
         self.assertEqual((status, answer["isAllowed"], answer["gatewayAppId"]), (200, False, "gw"))
         self.assertTrue(answer["reason"].startswith("compose hash not allowed (rule compose_hash: expected " + COMPOSE), answer)
-        self.assertIn("without --no-allow", answer["reason"])
+        self.assertIn(f"run `dstack allow {'9' * 64} --app {APP}`", answer["reason"])
         status, answer = auth.ask(boot(mrAggregated="0" * 64), "kms")
         self.assertTrue(answer["reason"].startswith("aggregated MR not allowed"), answer)
         status, answer = auth.ask(boot(composeHash="d" * 62))

@@ -47,7 +47,7 @@ TEST_CASE("a decision is written and read again")
     CHECK(json["latency_us"] == 17);
     CHECK(json["rules"].size() == 6);
     CHECK(json["prev"] == std::string{dstack::ledger::genesis});
-    CHECK(line.size() < 1400);
+    CHECK(line.size() < 1500);
     CHECK(line_of(decision(hex('d'))).size() < 1050);
 
     EntryReader reader;
