@@ -16,8 +16,9 @@ namespace
 constexpr std::size_t max_collecting_bytes = 8 * 1024 * 1024;
 constexpr milliseconds watch_every{1'000};
 constexpr int space_every = 5; // of those
-constexpr std::size_t check_block = 1024 * 1024;
-constexpr milliseconds check_pause{20};
+constexpr milliseconds check_after{1'000}; // the start is over then
+constexpr std::size_t check_block = 512 * 1024;
+constexpr milliseconds check_pause{10};
 
 /// Where the next record goes.
 struct Tip
@@ -342,6 +343,7 @@ Task<> Ledger::State::watch()
 /// What `open` left out: the part of the file before the last checkpoint.
 Task<> Ledger::State::check_rest()
 {
+    co_await sleep_for(loop, check_after);
     while (rest.from < rest.to)
     {
         auto job = [rest = rest] { return check_part(rest, check_block); };
