@@ -9,6 +9,15 @@ namespace dstack::auth
 namespace
 {
 
+/// What ends the plain part of a text: a quote, a backslash, a control character.
+constexpr std::array<bool, 256> stops = []
+{
+    std::array<bool, 256> out{};
+    for (std::size_t i = 0; i < 0x20; ++i) { out[i] = true; }
+    out['"'] = out['\\'] = true;
+    return out;
+}();
+
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 std::string_view name_of(JsonCursor::Type type)
@@ -325,8 +334,10 @@ bool JsonCursor::end()
 bool JsonCursor::take_string(std::string_view& text)
 {
     const std::size_t start = ++position_;
-    const auto stops = [](char c) { return c == '"' || c == '\\' || static_cast<unsigned char>(c) < 0x20; };
-    while (position_ < text_.size() && !stops(text_[position_])) { ++position_; }
+    const char* at = text_.data() + position_;
+    const char* const text_end = text_.data() + text_.size();
+    while (at != text_end && !stops[static_cast<unsigned char>(*at)]) { ++at; }
+    position_ = static_cast<std::size_t>(at - text_.data());
     if (peek() == '"' && position_ < text_.size())
     {
         text = text_.substr(start, position_ - start);
