@@ -96,8 +96,12 @@ void JsonCursor::skip_space()
 
 std::size_t JsonCursor::line() const
 {
-    const auto end = text_.begin() + static_cast<std::ptrdiff_t>(std::min(value_at_, text_.size()));
-    return 1 + static_cast<std::size_t>(std::count(text_.begin(), end, '\n'));
+    const std::size_t end = std::min(value_at_, text_.size());
+    if (end < counted_to_) { counted_to_ = newlines_ = 0; }
+    const std::string_view more = text_.substr(counted_to_, end - counted_to_);
+    newlines_ += static_cast<std::size_t>(std::count(more.begin(), more.end(), '\n'));
+    counted_to_ = end;
+    return 1 + newlines_;
 }
 
 bool JsonCursor::broken(std::string_view why)

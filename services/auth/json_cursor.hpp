@@ -83,6 +83,8 @@ class JsonCursor
     std::string_view text_;
     std::string_view root_;
     std::size_t position_ = 0;
+    mutable std::size_t counted_to_ = 0; ///< newlines before this offset are in `newlines_`
+    mutable std::size_t newlines_ = 0;
     std::size_t value_at_ = 0; ///< of the value or key that was looked at last
     std::array<Frame, max_depth> frames_{};
     std::size_t depth_ = 0;
