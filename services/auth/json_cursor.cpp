@@ -2,12 +2,34 @@
 #include "services/auth/json_reader.hpp"
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 
 namespace dstack::auth
 {
 
 namespace
 {
+
+/// What ends the plain part of a text: a quote, a backslash, a control character.
+constexpr std::array<bool, 256> stops = []
+{
+    std::array<bool, 256> out{};
+    for (std::size_t i = 0; i < 0x20; ++i) { out[i] = true; }
+    out['"'] = out['\\'] = true;
+    return out;
+}();
+
+/// Whether one of eight bytes is such (a byte behind the first that is may be misjudged, which does not matter).
+bool has_stop(const char* at)
+{
+    constexpr std::uint64_t ones = 0x0101010101010101;
+    constexpr std::uint64_t tops = 0x8080808080808080;
+    std::uint64_t eight = 0;
+    std::memcpy(&eight, at, sizeof eight);
+    const auto has_zero = [](std::uint64_t x) { return (x - ones) & ~x & tops; };
+    const std::uint64_t control = (eight - ones * 0x20) & ~eight & tops;
+    return (control | has_zero(eight ^ ones * '"') | has_zero(eight ^ ones * '\\')) != 0;
+}
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -59,7 +81,7 @@ void append_utf8(std::string& out, std::uint32_t code)
 
 } // namespace
 
-JsonCursor::JsonCursor(std::string_view text, std::string_view root) : text_(text), root_(root)
+JsonCursor::JsonCursor(std::string_view text, std::string_view root, Places places) : text_(text), root_(root), places_(places)
 {
     if (!simdjson::validate_utf8(text.data(), text.size()))
     {
@@ -87,8 +109,12 @@ void JsonCursor::skip_space()
 
 std::size_t JsonCursor::line() const
 {
-    const auto end = text_.begin() + static_cast<std::ptrdiff_t>(std::min(value_at_, text_.size()));
-    return 1 + static_cast<std::size_t>(std::count(text_.begin(), end, '\n'));
+    const std::size_t end = std::min(value_at_, text_.size());
+    if (end < counted_to_) { counted_to_ = newlines_ = 0; }
+    const std::string_view more = text_.substr(counted_to_, end - counted_to_);
+    newlines_ += static_cast<std::size_t>(std::count(more.begin(), more.end(), '\n'));
+    counted_to_ = end;
+    return 1 + newlines_;
 }
 
 bool JsonCursor::broken(std::string_view why)
@@ -115,24 +141,26 @@ std::string JsonCursor::joined(std::size_t depth) const
     return out.empty() ? std::string{root_} : out;
 }
 
+void JsonCursor::complain(std::string text)
+{
+    failed_ = true;
+    complaint_ = std::move(text);
+    if (places_ == Places::lines) { complaint_ += " (line " + std::to_string(line()) + ")"; }
+}
+
 std::string JsonCursor::path() const { return joined(depth_); }
 
 bool JsonCursor::refuse(std::string_view why)
 {
     if (failed_) { return false; }
-    failed_ = true;
-    ((complaint_ = path()) += ": ") += why;
-    ((complaint_ += " (line ") += std::to_string(line())) += ')';
+    complain((path() += ": ") += why);
     return false;
 }
 
 bool JsonCursor::refuse_twice(std::string_view key)
 {
     if (failed_) { return false; }
-    failed_ = true;
-    complaint_ = joined(depth_ == 0 ? 0 : depth_ - 1);
-    ((complaint_ += ": the key \"") += shown(key)) += "\" comes twice";
-    ((complaint_ += " (line ") += std::to_string(line())) += ')';
+    complain(joined(depth_ == 0 ? 0 : depth_ - 1) + ": the key \"" + shown(key) + "\" comes twice");
     return false;
 }
 
@@ -325,8 +353,11 @@ bool JsonCursor::end()
 bool JsonCursor::take_string(std::string_view& text)
 {
     const std::size_t start = ++position_;
-    const auto stops = [](char c) { return c == '"' || c == '\\' || static_cast<unsigned char>(c) < 0x20; };
-    while (position_ < text_.size() && !stops(text_[position_])) { ++position_; }
+    const char* at = text_.data() + position_;
+    const char* const text_end = text_.data() + text_.size();
+    while (text_end - at >= 8 && !has_stop(at)) { at += 8; }
+    while (at != text_end && !stops[static_cast<unsigned char>(*at)]) { ++at; }
+    position_ = static_cast<std::size_t>(at - text_.data());
     if (peek() == '"' && position_ < text_.size())
     {
         text = text_.substr(start, position_ - start);

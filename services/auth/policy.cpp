@@ -216,8 +216,12 @@ bool read_part(JsonCursor& in, const std::array<std::string_view, 3>& known, All
     return !in.failed();
 }
 
-bool read_apps(JsonCursor& in, Policy& out)
+/// So many bytes of text register one app, at least: room is made at once for those that a text can hold.
+constexpr std::size_t bytes_per_app = 192;
+
+bool read_apps(JsonCursor& in, Policy& out, std::size_t text_bytes)
 {
+    out.apps.reserve(text_bytes / bytes_per_app);
     if (!in.enter_object()) { return false; }
     std::string_view key;
     while (in.next_key(key))
@@ -293,7 +297,7 @@ constexpr std::array<std::string_view, 10> top_keys{
     "osImages",          "allowedTcbStatuses", "allowedAdvisoryIds", "tcbGrace", "gatewayAppId", "kmsContractAddr", "chainId",
     "appImplementation", "kms",                "apps"};
 
-bool read_top(JsonCursor& in, std::size_t key, Policy& out, Graces& graces)
+bool read_top(JsonCursor& in, std::size_t key, Policy& out, Graces& graces, std::size_t text_bytes)
 {
     switch (key)
     {
@@ -317,7 +321,7 @@ bool read_top(JsonCursor& in, std::size_t key, Policy& out, Graces& graces)
     case 8:
         return read_part(in, kms_keys, out.kms_aggregated_mrs, out.kms_devices);
     case 9:
-        return read_apps(in, out);
+        return read_apps(in, out, text_bytes);
     default:
         return false;
     }
@@ -375,7 +379,7 @@ Result<Policy> parse_policy(std::string_view text)
         Keys keys{in, top_keys};
         while (const auto key = keys.next())
         {
-            if (!read_top(in, *key, out, graces)) { break; }
+            if (!read_top(in, *key, out, graces, text.size())) { break; }
         }
         in.end();
     }

@@ -27,6 +27,7 @@ Task<int> dispatch(Session& session)
     if (verb == "audit export") { co_return co_await audit_export(session); }
     if (verb == "why") { co_return co_await show_why(session); }
     if (verb == "policy test") { co_return co_await policy_test(session); }
+    if (verb == "allow" || verb == "revoke") { co_return co_await change_policy(session); }
     if (verb == "logs") { co_return co_await show_logs(session); }
     co_return co_await change_app(session);
 }
