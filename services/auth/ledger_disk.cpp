@@ -368,8 +368,8 @@ Result<Done> Disk::Loading::note(std::string reason)
     record.kind = "repair";
     record.policy_hash = out_.policy_hash;
     record.reason = std::move(reason);
-    std::string line;
-    RecordWriter{}.append(line, record, chain_.sequence() + 1, chain_.hash(), true);
+    RecordWriter writer;
+    const std::string line{writer.line(record, chain_.sequence() + 1, chain_.hash(), true)};
     auto written = disk_.write(line + "\n");
     if (!written) { return std::move(written).error(); }
     auto follows = chain_.next(line);

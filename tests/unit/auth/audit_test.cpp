@@ -21,8 +21,7 @@ class Book
     std::uint64_t add(Record record)
     {
         record.time_ms = time_ms_ += 1000;
-        std::string line;
-        writer_.append(line, record, ++now_.newest, hash_);
+        const std::string line{writer_.line(record, ++now_.newest, hash_)};
         hash_ = ledger::view(ledger::hash_line(line));
         text_ += line + "\n";
         std::ofstream{scratch_ / std::string{ledger::active_name}, std::ios::binary | std::ios::trunc} << text_;
