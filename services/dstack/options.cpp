@@ -332,9 +332,9 @@ std::string bash_completion()
     case "${COMP_WORDS[1]}" in
     info|logs|trace|why|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    allow|revoke) COMPREPLY=($(compgen -W "--app --image --for --until --reason $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     audit) COMPREPLY=($(compgen -W "list show export verify --app --kind --denied --allowed --since --limit --dir --key --expect $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     policy) COMPREPLY=($(compgen -f -W "test --boot-info --decision --last --with --exit-code $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
-    allow|revoke) COMPREPLY=($(compgen -W "--app --image --for --until --reason $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     bus) COMPREPLY=($(compgen -W "services top $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     events) COMPREPLY=($(compgen -W "-f --from --type --subject --source --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     *) COMPREPLY=($(compgen -W "$flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;

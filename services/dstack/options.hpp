@@ -49,6 +49,10 @@ struct Options
     bool force = false;
     std::string shell;
 
+    std::string hash;            ///< allow, revoke: a compose hash
+    std::string reason;
+    std::uint64_t for_ms = 0;    ///< allow: how long; 0: not said
+    std::uint64_t until_ms = 0;  ///< allow: unix time; 0: not said
     bool denied = false;  ///< audit list, export
     bool allowed = false;
     std::string kind;
@@ -62,10 +66,6 @@ struct Options
     std::uint32_t last = 0;
     std::string with;
     bool with_exit_code = false;
-    std::string hash;            ///< allow, revoke: a compose hash
-    std::string reason;
-    std::uint64_t for_ms = 0;    ///< allow: how long; 0: not said
-    std::uint64_t until_ms = 0;  ///< allow: unix time; 0: not said
 };
 
 /// Help, the version, or a mistake: text and how to leave.
