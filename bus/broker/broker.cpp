@@ -20,7 +20,7 @@ constexpr std::size_t max_identities = 4096;
 } // namespace
 
 Broker::Broker(Loop& loop, BrokerConfig config, std::unique_ptr<Journal> journal)
-    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), live_stream_(loop, live_), stats_(unix_ms()), committed_(loop),
+    : loop_(loop), config_(std::move(config)), journal_(std::move(journal)), live_stream_(loop, live_), stats_(unix_ms()),
       connections_(loop, context_, [this](const Connections::Origin& origin, std::string reason) { on_failed_handshake(origin, std::move(reason)); }),
       token_lock_(loop), scope_(loop)
 {
@@ -107,22 +107,25 @@ void Broker::on_commands()
         if (identity == nullptr) { continue; } // cannot happen: the handshake needs one
         message.identity = *identity;
         if (!message.identity.token.empty() || quotas_.ignored(message.route)) { message.fd = Connections::descriptor(frames[1]); }
-        const bool understood = frames.size() > 2 && wire::text(frames[1]) == wire::version;
-        const std::size_t bytes = wire::size_of(frames);
-        frames.erase(frames.begin(), frames.begin() + 2);
-        message.frames = std::move(frames);
+        message.line = wire::Line{wire::text(frames[1])};
         if (!admit(message)) { continue; }
-        stats_.received(message.route, message.identity, bytes, unix_ms());
-        if (understood) { dispatch(std::move(message)); }
-        else { malformed(message, "this broker speaks version 1 of the protocol: update the client"); }
+        stats_.received(message.route, message.identity, wire::size_of(frames), unix_ms());
+        if (Registration* service = registered(message)) { service->last_seen_ms = unix_ms(); }
+        dispatch(message);
+        for (std::size_t next = 2; next < frames.size() && !quotas_.ignored(message.route); ++next)
+        {
+            message.line = wire::Line{wire::text(frames[next])};
+            dispatch(message);
+        }
     }
 }
 
-void Broker::dispatch(Message message)
+void Broker::dispatch(const Message& message)
 {
-    if (Registration* service = registered(message)) { service->last_seen_ms = unix_ms(); }
-    const std::string_view verb = message.at(0);
-    if (message.at(1).size() > wire::max_word_bytes) { malformed(message, "a correlation, id or name of more than 128 bytes"); }
+    const std::string_view verb = message.line.verb();
+    if (message.line.version() != wire::version) { malformed(message, "this broker speaks version 1 of the protocol: update the client"); }
+    else if (!message.line.complete()) { malformed(message, "an unknown verb, or not all of its fields"); }
+    else if (message.at(1).size() > wire::max_word_bytes) { malformed(message, "a correlation, id or name of more than 128 bytes"); }
     else if (verb == wire::publish) { on_publish(message); }
     else if (verb == wire::call) { on_call(message); }
     else if (verb == wire::reply) { on_reply(message); }
@@ -130,17 +133,17 @@ void Broker::dispatch(Message message)
     else if (verb == wire::ping) { on_ping(message); }
     else if (verb == wire::hello) { on_hello(message); }
     else if (verb == wire::bye) { on_bye(message); }
-    else { malformed(message, "an unknown verb"); }
+    else { malformed(message, "a verb that only the broker says"); }
 }
 
-void Broker::send(const std::string& route, std::initializer_list<std::string_view> parts)
+void Broker::send(const std::string& route, zmq::message_t answer)
 {
+    const std::size_t bytes = route.size() + answer.size();
+    if (!account(route, answer)) { return; } // it does not read, and has more waiting than it may
     wire::Frames frames;
-    frames.reserve(parts.size() + 1);
+    frames.reserve(2);
     frames.push_back(wire::frame(route));
-    for (const std::string_view part : parts) { frames.push_back(wire::frame(part)); }
-    if (!account(route, frames)) { return; } // it does not read, and has more waiting than it may
-    const std::size_t bytes = wire::size_of(frames);
+    frames.push_back(std::move(answer));
     const bool taken = wire::send(commands_, frames); // a peer that is gone or does not read loses its answer; it will ask again
     stats_.sent(route, bytes, taken);
 }

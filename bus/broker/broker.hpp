@@ -13,7 +13,6 @@
 #include "shared/base/time.hpp"
 #include "shared/crypto/bytes.hpp"
 #include "shared/runtime/daemon.hpp"
-#include <deque>
 #include <functional>
 #include <unordered_map>
 
@@ -64,12 +63,9 @@ class Broker
     {
         std::string route;
         Identity identity;
-        wire::Frames frames; ///< from the verb on
-        int fd = -1;         ///< the connection below; only of one over tcp or one that is ignored
-        std::string_view at(std::size_t index) const
-        {
-            return index < frames.size() ? wire::text(frames[index]) : std::string_view{};
-        }
+        int fd = -1; ///< the connection below; only of one over tcp or one that is ignored
+        wire::Line line{{}}; ///< views into the frame that is being handled
+        std::string_view at(std::size_t index) const { return line.at(index); }
     };
 
     // peers: broker_peers.cpp
@@ -82,9 +78,9 @@ class Broker
     bool admit(Message& message);
     void malformed(const Message& message, std::string_view what);
     void note_subscription(zmq::message_t& frame);
-    /// Counts the bytes of an answer until ZeroMQ has let them go. Call right before the frames are sent; false: do not send
-    /// them, the peer has far more waiting than its quota, and takes nothing.
-    bool account(const std::string& route, wire::Frames& frames);
+    /// Counts the bytes of an answer until ZeroMQ has let them go. Call right before it is sent; false: do not send it, the peer
+    /// has far more waiting than its quota, and takes nothing.
+    bool account(const std::string& route, zmq::message_t& answer);
     void refuse(const Message& message, std::string tried, const Error& error);
     void say_refused(std::string_view kind, schema::BusPeerRefused peer);
     schema::BusPeerRefused peer_of(const Identity& identity) const;
@@ -104,7 +100,7 @@ class Broker
     void on_commands();
     const Identity* identity_of(const std::string& user_id);
     void on_subscriptions();
-    void dispatch(Message message);
+    void dispatch(const Message& message);
 
     void on_hello(const Message& message);
     void on_bye(const Message& message);
@@ -114,7 +110,8 @@ class Broker
     void on_reply(const Message& message);
     void on_read(const Message& message);
 
-    void send(const std::string& route, std::initializer_list<std::string_view> frames);
+    void send(const std::string& route, std::initializer_list<std::string_view> fields) { send(route, wire::line(fields)); }
+    void send(const std::string& route, zmq::message_t answer);
     void send_head();
 
     // events
@@ -125,7 +122,6 @@ class Broker
         say(E::type, subject, schema::to_json(std::move(event)), traceparent);
     }
     void say(const schema::EventType& type, std::string_view subject, std::string_view data, std::string_view traceparent);
-    void publish_one(const Message& message, std::size_t first);
     void unpublished(const std::string& route, std::string_view id, const Error& error);
     void enqueue(JournalEntry entry);
     Task<> commit_events();
@@ -187,7 +183,6 @@ class Broker
     std::function<void(std::string_view)> on_health_;
     std::uint64_t trimmed_ms_ = 0;
     std::uint64_t kept_house_ms_ = 0;
-    Event committed_;
 
     Connections connections_;
     Quotas quotas_;

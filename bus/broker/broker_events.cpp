@@ -12,7 +12,6 @@ namespace dstack::bus
 
 namespace
 {
-constexpr std::size_t frames_per_event = 7;  ///< id, type, subject, severity, time_ms, traceparent, data
 constexpr std::size_t cursors_per_answer = 256;
 constexpr std::size_t max_own_refused = 1000; ///< the broker's own events that wait for a journal that fails
 
@@ -53,23 +52,11 @@ void Broker::unpublished(const std::string& route, std::string_view id, const Er
 
 void Broker::on_publish(const Message& message)
 {
-    const std::size_t count = (message.frames.size() - 1) / frames_per_event;
-    if (message.frames.size() != 1 + count * frames_per_event || count == 0)
-    {
-        const Error error{Errc::invalid_argument, "publish: an event is 7 frames", "see bus/README.md", {}};
-        refuse(message, "publish", error);
-        unpublished(message.route, message.at(1), error);
-        return;
-    }
-    for (std::size_t i = 0; i < count; ++i) { publish_one(message, 1 + i * frames_per_event); }
-}
-
-void Broker::publish_one(const Message& message, std::size_t first)
-{
-    const auto time_ms = wire::number(message.at(first + 4));
-    const EventHead head{.id = message.at(first), .type = message.at(first + 1), .service = message.identity.service,
-                         .subject = message.at(first + 2), .severity = message.at(first + 3), .time_ms = time_ms.value_or(0),
-                         .traceparent = message.at(first + 5), .data = message.at(first + 6)};
+    // publish, id, type, subject, severity, time_ms, traceparent, data
+    const auto time_ms = wire::number(message.at(5));
+    const EventHead head{.id = message.at(1), .type = message.at(2), .service = message.identity.service,
+                         .subject = message.at(3), .severity = message.at(4), .time_ms = time_ms.value_or(0),
+                         .traceparent = message.at(6), .data = message.at(7)};
     const schema::EventType* type = schema::find_event(head.type);
     Result<Done> allowed = Done{};
     if (const std::string_view fault = fault_of(head, type, time_ms.has_value()); !fault.empty())
@@ -100,7 +87,6 @@ Task<> Broker::commit_events()
 {
     // One batch is on its way to the disk while the next one gathers.
     committing_ = true;
-    committed_.reset();
     co_await next_turn(loop_);
     while (!unanswered_.empty())
     {
@@ -113,7 +99,6 @@ Task<> Broker::commit_events()
         if (journal_->over_full() && !trimming_) { scope_.spawn(trim_journal()); }
     }
     committing_ = false;
-    committed_.set();
 }
 
 void Broker::note_journal(const Result<Done>& appended, std::size_t events)
@@ -149,7 +134,14 @@ void Broker::retry_own_events()
 void Broker::settle(std::vector<JournalEntry>& batch, const Result<Done>& appended)
 {
     const std::string epoch = std::to_string(journal_->epoch()) + ':';
-    std::unordered_map<std::string_view, wire::Frames> answers;
+    struct Answer
+    {
+        std::string pairs;
+        std::size_t count = 0;
+    };
+    std::unordered_map<std::string_view, Answer> answers;
+    const auto tell = [this](std::string_view publisher, Answer& answer)
+    { send(std::string{publisher}, {wire::version, wire::published, std::exchange(answer, {}).pairs}); };
     for (JournalEntry& entry : batch)
     {
         if (appended && !entry.duplicate) { live_stream_.add(entry); }
@@ -164,23 +156,14 @@ void Broker::settle(std::vector<JournalEntry>& batch, const Result<Done>& append
             unpublished(entry.publisher, entry.id, appended.error());
             continue;
         }
-        wire::Frames& answer = answers[entry.publisher];
-        if (answer.empty())
-        {
-            for (const std::string_view part : {std::string_view{entry.publisher}, wire::version, wire::published}) { answer.push_back(wire::frame(part)); }
-        }
-        answer.push_back(wire::frame(entry.id));
-        answer.push_back(wire::frame(epoch + std::to_string(entry.sequence)));
-        if (answer.size() >= 3 + 2 * cursors_per_answer)
-        {
-            if (account(entry.publisher, answer)) { wire::send(commands_, answer); }
-            answer.clear();
-        }
+        Answer& answer = answers[entry.publisher];
+        if (answer.count > 0) { answer.pairs += '\n'; }
+        answer.pairs.append(entry.id).append(1, '\n').append(epoch).append(std::to_string(entry.sequence));
+        if (++answer.count >= cursors_per_answer) { tell(entry.publisher, answer); }
     }
     for (auto& [publisher, answer] : answers)
     {
-        if (answer.empty()) { continue; }
-        if (account(std::string{publisher}, answer)) { wire::send(commands_, answer); }
+        if (answer.count > 0) { tell(publisher, answer); }
     }
 }
 
@@ -273,19 +256,8 @@ Task<> Broker::read_events(std::string route, std::string correlation, JournalQu
         send(route, {wire::version, wire::reading_failed, correlation, to_string(page.error().code), wire::error_body(page.error())});
         co_return;
     }
-    wire::Frames frames;
-    for (const std::string& part :
-         {route, std::string{wire::version}, std::string{wire::events}, correlation, std::to_string(journal_->epoch()),
-          std::to_string(page->next), std::to_string(page->last), std::to_string(page->gap_from), std::to_string(page->gap_to),
-          page->gap_reason})
-    {
-        frames.push_back(wire::frame(part));
-    }
-    frames.push_back(wire::frame_of(std::move(page->lines)));
-    if (!account(route, frames)) { co_return; }
-    const std::size_t bytes = wire::size_of(frames);
-    const bool taken = wire::send(commands_, frames);
-    stats_.sent(route, bytes, taken);
+    send(route, {wire::version, wire::events, correlation, std::to_string(journal_->epoch()), std::to_string(page->next), std::to_string(page->last),
+                 std::to_string(page->gap_from), std::to_string(page->gap_to), page->gap_reason, page->lines});
     stats_.read(route, page->last > page->next ? page->last - page->next : 0);
 }
 

@@ -176,7 +176,7 @@ bool Broker::admit(Message& message)
     if (quotas_.ignored(message.route))
     {
         ++counters_.ignored;
-        connections_.cut(message.fd, identity);
+        if (quotas_.end_now(message.route)) { connections_.cut(message.fd, identity); }
         return false;
     }
     return true;
@@ -220,24 +220,23 @@ void Broker::note_subscription(zmq::message_t& frame)
     connections_.cut(fd, *identity);
 }
 
-bool Broker::account(const std::string& route, wire::Frames& frames)
+bool Broker::account(const std::string& route, zmq::message_t& answer)
 {
-    const std::size_t bytes = wire::size_of(frames);
-    if (bytes < small_answer || frames.empty()) { return true; }
+    const std::size_t bytes = answer.size();
+    if (bytes < small_answer) { return true; }
     const std::shared_ptr<Waiting> waiting = quotas_.waiting(route);
     if (waiting->bytes.load(std::memory_order_relaxed) > 2 * quotas_.limits().waiting_bytes) { return false; }
-    // The last frame of a message is the last that ZeroMQ lets go: it carries the account of them all.
     struct Held
     {
         std::shared_ptr<Waiting> account;
         std::size_t bytes;
         zmq::message_t frame;
     };
-    auto held = std::make_unique<Held>(Held{waiting, bytes, std::move(frames.back())});
+    auto held = std::make_unique<Held>(Held{waiting, bytes, std::move(answer)});
     held->account->add(bytes);
     void* data = held->frame.data();
     const std::size_t size = held->frame.size();
-    frames.back().rebuild(
+    answer.rebuild(
         data, size,
         [](void*, void* hint)
         {

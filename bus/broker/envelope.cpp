@@ -60,7 +60,9 @@ std::string begin_envelope(const EventHead& event)
         out += R"(,"traceparent":)";
         append_json_string(out, event.traceparent);
     }
-    (out += R"(,"data":)") += event.data;
+    const std::size_t data = (out += R"(,"data":)").size();
+    out += event.data;
+    std::replace(out.begin() + static_cast<std::ptrdiff_t>(data), out.end(), '\n', ' '); // only ever between two tokens; an event is one line
     return out;
 }
 

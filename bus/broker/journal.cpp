@@ -1,5 +1,6 @@
 #include "bus/broker/journal.hpp"
 #include "bus/broker/envelope.hpp"
+#include "bus/protocol/frames.hpp"
 #include "shared/base/time.hpp"
 #include <algorithm>
 #include <array>
@@ -14,16 +15,6 @@ constexpr std::uint64_t keep_results_ms = 24ULL * 3600 * 1000;
 constexpr std::uint64_t trim_chunk = 2000;   ///< events removed in one transaction: others get their turn between two
 constexpr std::uint64_t count_slack = 1000;  ///< above max_events, so that not every append removes one
 constexpr std::uint64_t tick_ms = 10'000;    ///< between two entries of `ticks`
-constexpr std::size_t max_page_bytes = 2 * 1024 * 1024;
-
-Result<std::uint64_t> one_number(state::Connection& db, std::string_view sql, std::initializer_list<state::Value> values = {})
-{
-    auto statement = db.query(sql, values);
-    if (!statement) { return std::move(statement).error(); }
-    auto row = statement->step();
-    if (!row) { return std::move(row).error(); }
-    return *row ? static_cast<std::uint64_t>(statement->column_int(0)) : 0;
-}
 
 /// The sequence of an id that the journal has.
 Result<std::uint64_t> sequence_of(state::Connection& db, const std::string& id)
@@ -134,7 +125,7 @@ Result<JournalPage> read_page(state::Connection& db, const std::string& path, co
     const std::uint64_t until = gap->first > 0 ? gap->first - 1 : page.last;
     auto rows = select_events(db, query, page.next, until);
     if (!rows) { return std::move(rows).error(); }
-    for (std::size_t count = 0; page.lines.size() < max_page_bytes; ++count)
+    for (std::size_t count = 0; page.lines.size() < wire::max_page_bytes; ++count)
     {
         auto row = rows->step();
         if (!row) { return std::move(row).error(); }

@@ -88,18 +88,18 @@ void HighWater::set(std::uint64_t epoch, std::uint64_t sequence)
     cell_->sequence = sequence;
 }
 
-namespace
+Result<std::uint64_t> one_number(state::Connection& db, std::string_view sql, std::initializer_list<state::Value> values)
 {
-constexpr std::uint64_t verified_tail = 1000; ///< events at the end that are read at each start
-
-Result<std::uint64_t> one_number(state::Connection& db, std::string_view sql)
-{
-    auto statement = db.query(sql);
+    auto statement = db.query(sql, values);
     if (!statement) { return std::move(statement).error(); }
     auto row = statement->step();
     if (!row) { return std::move(row).error(); }
     return *row ? static_cast<std::uint64_t>(statement->column_int(0)) : 0;
 }
+
+namespace
+{
+constexpr std::uint64_t verified_tail = 1000; ///< events at the end that are read at each start
 
 Result<Done> verify_tail(state::Connection& db, const std::string& path, std::uint64_t last)
 {

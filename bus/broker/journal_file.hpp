@@ -1,5 +1,6 @@
 #pragma once
 #include "shared/base/result.hpp"
+#include "shared/state/database.hpp"
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -34,6 +35,9 @@ class HighWater
     struct Cell;
     Cell* cell_ = nullptr;
 };
+
+/// The first column of the first row; 0 when there is none.
+Result<std::uint64_t> one_number(state::Connection& db, std::string_view sql, std::initializer_list<state::Value> values = {});
 
 struct LostTail
 {

@@ -25,18 +25,14 @@ milliseconds LiveStream::pause(std::size_t subscribers)
 
 void LiveStream::add(const JournalEntry& event)
 {
-    wire::Frames frames;
-    frames.reserve(3);
-    frames.push_back(wire::frame(std::string{wire::event_topic}.append(event.type)));
-    frames.push_back(wire::frame(std::to_string(event.sequence)));
-    frames.push_back(wire::frame(event.envelope));
+    zmq::message_t message = wire::line({std::string{wire::event_topic}.append(event.type), std::to_string(event.sequence), event.envelope});
     const auto apart = static_cast<std::uint64_t>(pause(subscribers_).count());
     if (apart == 0 && waiting_.empty())
     {
-        wire::send(socket_, frames);
+        socket_.send(message, zmq::send_flags::dontwait);
         return;
     }
-    waiting_.push_back(std::move(frames));
+    waiting_.push_back(std::move(message));
     const std::uint64_t now = uv_now(loop_.raw());
     if (now >= flushed_ms_ + apart || waiting_.size() >= most_waiting) { flush(); }
     else if (uv_is_active(reinterpret_cast<uv_handle_t*>(timer_.get())) == 0)
@@ -50,18 +46,15 @@ void LiveStream::flush()
 {
     uv_timer_stop(timer_.get());
     flushed_ms_ = uv_now(loop_.raw());
-    for (wire::Frames& frames : waiting_) { wire::send(socket_, frames); }
+    for (zmq::message_t& message : waiting_) { socket_.send(message, zmq::send_flags::dontwait); }
     waiting_.clear();
 }
 
 void LiveStream::head(std::uint64_t last, std::uint64_t epoch)
 {
     flush(); // a head beyond what came would send subscribers to the journal
-    wire::Frames frames;
-    frames.push_back(wire::frame(wire::head_topic));
-    frames.push_back(wire::frame(std::to_string(last)));
-    frames.push_back(wire::frame(std::to_string(epoch)));
-    wire::send(socket_, frames);
+    zmq::message_t message = wire::line({wire::head_topic, std::to_string(last), std::to_string(epoch)});
+    socket_.send(message, zmq::send_flags::dontwait);
 }
 
 bool LiveStream::take_subscriptions(const std::function<void(zmq::message_t&)>& each)
@@ -70,7 +63,7 @@ bool LiveStream::take_subscriptions(const std::function<void(zmq::message_t&)>& 
     bool any = false;
     for (int i = 0; i < subscriptions_per_turn && wire::receive(socket_, frames); ++i)
     {
-        // 1 or 0, then the topic. Who follows events is counted once, whatever else it subscribes.
+        // 1 or 0, then the topic. Each subscription to events counts as a subscriber: it only makes the pause longer.
         const std::string_view said = frames.empty() ? std::string_view{} : wire::text(frames[0]);
         if (said.empty()) { continue; }
         each(frames[0]);

@@ -33,7 +33,7 @@ class LiveStream
     Loop& loop_;
     zmq::socket_t& socket_;
     UvHandle<uv_timer_t> timer_;
-    std::vector<wire::Frames> waiting_;
+    std::vector<zmq::message_t> waiting_;
     std::uint64_t flushed_ms_ = 0; ///< of the loop's clock
     std::size_t subscribers_ = 0;
 };

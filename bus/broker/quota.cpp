@@ -130,12 +130,18 @@ bool Quotas::ignored(const std::string& route) const
     return found != peers_.end() && found->second.malformed >= limits_.malformed;
 }
 
+bool Quotas::end_now(const std::string& route) { return ignored(route) && !std::exchange(peers_[route].ended, true); }
+
 void Quotas::sweep(std::uint64_t now_ms)
 {
     for (auto it = peers_.begin(); it != peers_.end();)
     {
         Peer& peer = it->second;
-        if (peer.malformed != 0 && now_ms > peer.malformed_ms + limits_.malformed_memory_ms) { peer.malformed = 0; }
+        if (peer.malformed != 0 && now_ms > peer.malformed_ms + limits_.malformed_memory_ms)
+        {
+            peer.malformed = 0;
+            peer.ended = false;
+        }
         if (peer.idle()) { it = peers_.erase(it); }
         else { ++it; }
     }

@@ -54,6 +54,9 @@ class Quotas
     /// Counts a message that is none. True: that was the last one that is answered, the connection is ignored from now on.
     bool malformed(const std::string& route, std::uint64_t now_ms);
     bool ignored(const std::string& route) const;
+    /// Is it now that an ignored connection is to be ended? Once: more of its messages may come behind, when its descriptor is
+    /// another connection's already.
+    bool end_now(const std::string& route);
 
     /// Forgets connections that hold nothing, and malformed messages after a while. Call now and then.
     void sweep(std::uint64_t now_ms);
@@ -75,6 +78,7 @@ class Quotas
         std::size_t reads = 0;
         std::size_t malformed = 0;
         std::uint64_t malformed_ms = 0; ///< the last one
+        bool ended = false;
         std::shared_ptr<Waiting> waiting{};
         bool idle() const;
     };

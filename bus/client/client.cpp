@@ -104,7 +104,7 @@ Task<> Client::disconnect(milliseconds deadline)
         co_await sleep_for(state.loop, milliseconds{2});
     }
     if (!state.welcome) { co_return; }
-    state.transmit({std::string{wire::version}, std::string{wire::bye}});
+    state.transmit(wire::joined({wire::version, wire::bye}));
     state.goodbye = false;
     while (!state.goodbye && state.welcome && std::chrono::steady_clock::now() < until)
     {
@@ -126,21 +126,18 @@ Client::OutgoingEvent Client::blank_event(const schema::EventType& type, Trace t
 
 Task<Result<Cursor>> Client::publish_raw(OutgoingEvent event, milliseconds deadline)
 {
-    std::vector<std::string> frames{std::string{wire::version},
-                                    std::string{wire::publish},
-                                    event.id,
-                                    event.type,
-                                    event.subject,
-                                    event.severity,
-                                    std::to_string(event.time_ms),
-                                    event.traceparent,
-                                    event.data};
     const std::string what = "publish " + event.type;
-    auto answer = co_await state_->exchange(event.id, std::move(frames), true, deadline, what);
+    const bool whole = wire::is_field(event.id) && wire::is_field(event.subject) && wire::is_field(event.traceparent);
+    if (!whole) { co_return Error{Errc::invalid_argument, what + ": a newline in its id, subject or traceparent", {}, {}}; }
+    std::string line = wire::joined({wire::version, wire::publish, event.id, event.type, event.subject, event.severity, std::to_string(event.time_ms),
+                                     event.traceparent, event.data});
+    auto answer = co_await state_->exchange(event.id, std::move(line), true, deadline, what);
     if (!answer) { co_return std::move(answer).error(); }
-    const auto at = [&](std::size_t i) { return i < answer->size() ? wire::text((*answer)[i]) : std::string_view{}; };
-    if (at(1) == wire::published) { co_return cursor_from_string(at(3)); }
-    co_return wire::error_from(at(3), at(4)).within(what);
+    const wire::Line said{wire::text(*answer)};
+    if (said.verb() == wire::unpublished) { co_return wire::error_from(said.at(2), said.at(3)).within(what); }
+    std::string_view pair = said.at(1);
+    wire::next_field(pair); // the id
+    co_return cursor_from_string(pair);
 }
 
 Task<Result<std::string>> Client::call_raw(std::string_view command, std::string body, CallOptions options)
@@ -152,22 +149,16 @@ Task<Result<std::string>> Client::call_raw(std::string_view command, std::string
     if (options.traceparent.empty()) { options.traceparent = make_traceparent(); }
     const std::string id = "c" + std::to_string(state_->next_correlation++);
     const std::uint64_t deadline_ms = unix_ms() + static_cast<std::uint64_t>(options.deadline.count());
-    std::vector<std::string> frames{std::string{wire::version},
-                                    std::string{wire::call},
-                                    id,
-                                    std::string{command},
-                                    std::to_string(deadline_ms),
-                                    options.idempotency_key,
-                                    options.traceparent,
-                                    std::move(body)};
+    if (!wire::is_field(options.idempotency_key)) { co_return Error{Errc::invalid_argument, std::string{command} + ": a newline in the idempotency key", {}, {}}; }
+    std::string line = wire::joined({wire::version, wire::call, id, command, std::to_string(deadline_ms), options.idempotency_key, options.traceparent, body});
     // The broker answers at the deadline with more knowledge of what was going on; give that answer time to arrive.
     const milliseconds limit = options.deadline + milliseconds{500};
     std::string what{command};
-    auto answer = co_await state_->exchange(id, std::move(frames), true, limit, std::move(what));
+    auto answer = co_await state_->exchange(id, std::move(line), true, limit, std::move(what));
     if (!answer) { co_return std::move(answer).error(); }
-    const auto at = [&](std::size_t i) { return i < answer->size() ? wire::text((*answer)[i]) : std::string_view{}; };
-    if (at(3) == wire::ok) { co_return std::string{at(4)}; }
-    co_return wire::error_from(at(3), at(4));
+    const wire::Line said{wire::text(*answer)};
+    if (said.at(2) == wire::ok) { co_return std::string{said.at(3)}; }
+    co_return wire::error_from(said.at(2), said.at(3));
 }
 
 void Client::serve_raw(std::string_view command, RawHandler handler, std::size_t max_in_flight)

@@ -200,7 +200,7 @@ void Client::State::send_hello()
 {
     refusal.reset();
     refused_for_good = false;
-    transmit({std::string{wire::version}, std::string{wire::hello}, config.service, config.version});
+    transmit(wire::joined({wire::version, wire::hello, config.service, config.version}));
 }
 
 void Client::State::welcomed()
@@ -219,9 +219,9 @@ void Client::State::welcomed()
             continue;
         }
         request->sent = true;
-        transmit(request->frames);
+        transmit(request->line);
     }
-    for (const auto& frames : std::exchange(replies, {})) { transmit(frames); }
+    for (const std::string& reply : std::exchange(replies, {})) { transmit(reply); }
     changed.set();
 }
 
@@ -231,17 +231,16 @@ void Client::State::lost()
     changed.set();
 }
 
-void Client::State::transmit(const std::vector<std::string>& parts)
+void Client::State::transmit(std::string_view line)
 {
     wire::Frames frames;
-    frames.reserve(parts.size());
-    for (const std::string& part : parts) { frames.push_back(wire::frame(part)); }
+    frames.push_back(wire::frame(line));
     wire::send(commands, frames); // not connected: it is sent again when the broker says welcome
 }
 
 void Client::State::on_tick()
 {
-    if (welcome) { transmit({std::string{wire::version}, std::string{wire::ping}}); }
+    if (welcome) { transmit(wire::joined({wire::version, wire::ping})); }
     else if (refusal && refusal->code == Errc::already_exists) { send_hello(); } // the one before us may be gone now
     else if (session_over) { reconnect(); } // the administrator may have changed the rules
 }
@@ -251,49 +250,47 @@ void Client::State::on_message()
     wire::Frames frames;
     for (int i = 0; i < batch_per_turn && wire::receive(commands, frames); ++i)
     {
-        if (frames.size() >= 2 && wire::text(frames[0]) == wire::version) { handle(frames); }
+        for (zmq::message_t& frame : frames) { handle(std::move(frame)); }
     }
 }
 
-void Client::State::handle(wire::Frames& frames)
+void Client::State::handle(zmq::message_t frame)
 {
-    const std::string_view verb = wire::text(frames[1]);
-    const auto at = [&frames](std::size_t i) { return i < frames.size() ? wire::text(frames[i]) : std::string_view{}; };
+    const wire::Line line{wire::text(frame)};
+    if (line.version() != wire::version || !line.complete()) { return; }
+    const std::string_view verb = line.verb();
+    const auto at = [&line](std::size_t i) { return line.at(i); };
     if (verb == wire::published)
     {
-        for (std::size_t i = 2; i + 1 < frames.size(); i += 2) // id, cursor, id, cursor, ...
+        for (std::string_view pairs = at(1); !pairs.empty();) // id, cursor, id, cursor, ...
         {
-            wire::Frames one;
-            one.push_back(wire::frame(at(0)));
-            one.push_back(wire::frame(at(1)));
-            const std::string id{at(i)};
-            one.push_back(std::move(frames[i]));
-            one.push_back(std::move(frames[i + 1]));
-            answer_outstanding(id, one);
+            const std::string_view id = wire::next_field(pairs);
+            const std::string_view cursor = wire::next_field(pairs);
+            answer_outstanding(id, wire::line({wire::version, wire::published, id, cursor}));
         }
     }
     else if (verb == wire::result || verb == wire::unpublished || verb == wire::events ||
         verb == wire::reading_failed)
     {
-        const std::string id{at(2)};
-        answer_outstanding(id, frames);
+        const std::string id{at(1)};
+        answer_outstanding(id, std::move(frame));
     }
     else if (verb == wire::request)
     {
         Request request;
-        request.delivery = at(2);
-        request.command = at(3);
-        request.context.deadline_ms = wire::number(at(4)).value_or(0);
-        request.context.idempotency_key = at(5);
-        request.context.traceparent = at(6);
-        request.context.caller = at(7);
-        request.body = at(8);
+        request.delivery = at(1);
+        request.command = at(2);
+        request.context.deadline_ms = wire::number(at(3)).value_or(0);
+        request.context.idempotency_key = at(4);
+        request.context.traceparent = at(5);
+        request.context.caller = at(6);
+        request.body = at(7);
         accept_request(std::move(request));
     }
     else if (verb == wire::welcome) { welcomed(); }
     else if (verb == wire::refused)
     {
-        Error error = wire::error_from(at(2), at(3));
+        Error error = wire::error_from(at(1), at(2));
         if (error.code != Errc::already_exists)
         {
             refused(std::move(error));
@@ -304,11 +301,11 @@ void Client::State::handle(wire::Frames& frames)
     }
     else if (verb == wire::pong)
     {
-        if (at(3) == "unknown" && !goodbye) { send_hello(); }
+        if (at(2) == "unknown" && !goodbye) { send_hello(); }
         if (config.remote)
         {
             // Where only the port of the commands is let through, no live frame ever comes: the heartbeat says it too.
-            const std::uint64_t head = wire::number(at(2)).value_or(0);
+            const std::uint64_t head = wire::number(at(1)).value_or(0);
             for (LiveInbox* inbox : inboxes)
             {
                 if (head <= inbox->head) { continue; }
@@ -324,13 +321,13 @@ void Client::State::handle(wire::Frames& frames)
     }
 }
 
-void Client::State::answer_outstanding(std::string_view id, wire::Frames& frames)
+void Client::State::answer_outstanding(std::string_view id, zmq::message_t answer)
 {
     const auto found = outstanding.find(std::string{id});
     if (found == outstanding.end()) { return; } // the caller gave up
     Outstanding& request = *found->second;
     if (request.answer) { return; }
-    request.answer = std::move(frames);
+    request.answer = std::move(answer);
     request.done.set();
 }
 
@@ -343,8 +340,7 @@ Task<Result<Done>> wait_answer(Outstanding* request)
 }
 } // namespace
 
-Task<Result<wire::Frames>> Client::State::exchange(std::string id, std::vector<std::string> frames, bool repeatable,
-                                                   milliseconds limit, std::string what)
+Task<Result<zmq::message_t>> Client::State::exchange(std::string id, std::string line, bool repeatable, milliseconds limit, std::string what)
 {
     if (outstanding.size() >= max_outstanding)
     {
@@ -356,7 +352,7 @@ Task<Result<wire::Frames>> Client::State::exchange(std::string id, std::vector<s
     }
     // A service goes on asking: its rules may be mended while it runs. A tool has an answer.
     if (refused_for_good && !welcome && config.service.empty()) { co_return *refusal; }
-    Outstanding request{loop, std::move(frames)};
+    Outstanding request{loop, std::move(line)};
     request.repeatable = repeatable;
     request.number = ++requests;
     outstanding.emplace(id, &request);
@@ -371,7 +367,7 @@ Task<Result<wire::Frames>> Client::State::exchange(std::string id, std::vector<s
     if (welcome)
     {
         request.sent = true;
-        transmit(request.frames);
+        transmit(request.line);
     }
     auto waiting = wait_answer(&request);
     auto in_time = co_await with_timeout(loop, limit, what, std::move(waiting));
@@ -452,9 +448,9 @@ Task<> Client::State::run_request(Request request)
 
 void Client::State::reply(std::string delivery, std::string code, std::string body)
 {
-    std::vector<std::string> frames{std::string{wire::version}, std::string{wire::reply}, std::move(delivery), std::move(code), std::move(body)};
-    if (welcome) { transmit(frames); }
-    else if (replies.size() < max_kept_replies) { replies.push_back(std::move(frames)); }
+    std::string line = wire::joined({wire::version, wire::reply, delivery, code, body});
+    if (welcome) { transmit(line); }
+    else if (replies.size() < max_kept_replies) { replies.push_back(std::move(line)); }
 }
 
 // --- reading ----------------------------------------------------------------------------------------------------
@@ -463,25 +459,20 @@ Task<Result<Page>> Client::State::read_page(std::string after, std::size_t limit
 {
     const nlohmann::json json{{"type", filter.type_prefix}, {"subject", filter.subject}, {"source", filter.source}, {"severity", filter.min_severity}};
     std::string id = "r" + std::to_string(next_correlation++);
-    std::vector<std::string> request{std::string{wire::version}, std::string{wire::read}, id, std::move(after), std::to_string(limit),
-                                     json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)};
+    const std::string filter_text = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    std::string request = wire::joined({wire::version, wire::read, id, after, std::to_string(limit), filter_text});
     auto answer = co_await exchange(id, std::move(request), true, milliseconds{10'000}, "read events");
     if (!answer) { co_return std::move(answer).error(); }
-    const auto at = [&](std::size_t i) { return i < answer->size() ? wire::text((*answer)[i]) : std::string_view{}; };
-    if (at(1) == wire::reading_failed) { co_return wire::error_from(at(3), at(4)); }
+    const wire::Line line{wire::text(*answer)};
+    if (line.verb() == wire::reading_failed) { co_return wire::error_from(line.at(2), line.at(3)); }
     Page page;
-    page.epoch = wire::number(at(3)).value_or(0);
-    page.next = wire::number(at(4)).value_or(0);
-    page.last = wire::number(at(5)).value_or(0);
-    page.gap_from = wire::number(at(6)).value_or(0);
-    page.gap_to = wire::number(at(7)).value_or(0);
-    page.gap_reason = at(8);
-    for (std::string_view lines = at(9); !lines.empty();)
-    {
-        const std::size_t end = std::min(lines.find('\n'), lines.size() - 1);
-        page.envelopes.emplace_back(lines.substr(0, end));
-        lines.remove_prefix(end + 1);
-    }
+    page.epoch = wire::number(line.at(2)).value_or(0);
+    page.next = wire::number(line.at(3)).value_or(0);
+    page.last = wire::number(line.at(4)).value_or(0);
+    page.gap_from = wire::number(line.at(5)).value_or(0);
+    page.gap_to = wire::number(line.at(6)).value_or(0);
+    page.gap_reason = line.at(7);
+    for (std::string_view lines = line.at(8); !lines.empty();) { page.envelopes.emplace_back(wire::next_field(lines)); }
     co_return page;
 }
 
@@ -502,16 +493,16 @@ void Client::State::on_live()
     wire::Frames frames;
     for (int i = 0; i < batch_per_turn && wire::receive(live, frames); ++i)
     {
-        if (frames.size() != 3) { continue; }
-        const std::string_view topic = wire::text(frames[0]);
-        const auto sequence = wire::number(wire::text(frames[1]));
-        if (!sequence) { continue; }
+        std::string_view rest = wire::text(frames[0]);
+        const std::string_view topic = wire::next_field(rest);
+        const auto sequence = wire::number(wire::next_field(rest));
+        if (frames.size() != 1 || !sequence) { continue; }
         for (LiveInbox* inbox : inboxes)
         {
             if (topic == wire::head_topic)
             {
                 inbox->head = *sequence;
-                inbox->epoch = wire::number(wire::text(frames[2])).value_or(0);
+                inbox->epoch = wire::number(rest).value_or(0);
             }
             else if (inbox->frames.size() >= LiveInbox::max_frames)
             {
@@ -520,7 +511,7 @@ void Client::State::on_live()
             }
             else
             {
-                inbox->frames.push_back({*sequence, std::string{topic.substr(wire::event_topic.size())}, std::string{wire::text(frames[2])}});
+                inbox->frames.push_back({*sequence, std::string{topic.substr(wire::event_topic.size())}, std::string{rest}});
             }
             inbox->wake.set();
         }

@@ -13,13 +13,13 @@ namespace dstack::bus
 /// A request that has no answer yet. Lives in the frame of the coroutine that waits for it.
 struct Outstanding
 {
-    Outstanding(Loop& loop, std::vector<std::string> request) : frames(std::move(request)), done(loop) {}
-    std::vector<std::string> frames;
+    Outstanding(Loop& loop, std::string request) : line(std::move(request)), done(loop) {}
+    std::string line;
     std::uint64_t number = 0; ///< counts requests: they are sent again in the order in which they were made
     bool repeatable = true; ///< may be sent again to a restarted broker
     bool sent = false;
     Event done;
-    std::optional<wire::Frames> answer;
+    std::optional<zmq::message_t> answer;
     std::optional<Error> error;
 };
 
@@ -90,19 +90,19 @@ struct Client::State
     void on_message();
     void on_live();
     void on_tick();
-    void handle(wire::Frames& frames);
+    void handle(zmq::message_t frame);
     void welcomed();
     void lost();
     void send_hello();
-    void transmit(const std::vector<std::string>& parts);
-    void answer_outstanding(std::string_view id, wire::Frames& frames);
+    void transmit(std::string_view line);
+    void answer_outstanding(std::string_view id, zmq::message_t answer);
     void accept_request(Request request);
     void start_next(Served& served);
     Task<> run_request(Request request);
     void reply(std::string delivery, std::string code, std::string body);
 
-    Task<Result<wire::Frames>> exchange(std::string id, std::vector<std::string> frames, bool repeatable, milliseconds limit,
-                                        std::string what);
+    /// The answer is one line: parse it where it stays.
+    Task<Result<zmq::message_t>> exchange(std::string id, std::string line, bool repeatable, milliseconds limit, std::string what);
     Task<Result<Page>> read_page(std::string after, std::size_t limit, Filter filter);
     void open_live();
 
@@ -132,7 +132,7 @@ struct Client::State
     std::map<std::string, Served, std::less<>> served;
     std::deque<Request> queued;
     std::unordered_map<std::string, std::vector<std::string>> running_keys; ///< command+key -> deliveries that wait for it
-    std::deque<std::vector<std::string>> replies;                          ///< made while the broker was away
+    std::deque<std::string> replies;                                       ///< made while the broker was away
     std::list<LiveInbox*> inboxes;
     Scope scope;
 };

@@ -1,17 +1,78 @@
 #include "bus/protocol/frames.hpp"
+#include <algorithm>
 #include <charconv>
-#include <memory>
 #include <nlohmann/json.hpp>
 
 namespace dstack::bus::wire
 {
 
-zmq::message_t frame_of(std::string text)
+namespace
 {
-    auto owned = std::make_unique<std::string>(std::move(text));
-    std::string* raw = owned.get();
-    zmq::message_t out{raw->data(), raw->size(), [](void*, void* hint) { delete static_cast<std::string*>(hint); }, raw};
-    static_cast<void>(owned.release());
+/// How many fields follow a verb; -1: there is no such verb.
+int fields_of(std::string_view verb)
+{
+    struct Verb
+    {
+        std::string_view name;
+        int fields;
+    };
+    static constexpr std::array<Verb, 16> verbs{{{publish, 7}, {published, 1}, {call, 6}, {request, 7}, {reply, 3}, {result, 3}, {ping, 0}, {pong, 2}, {read, 4},
+                                                 {events, 8}, {unpublished, 3}, {reading_failed, 3}, {hello, 2}, {welcome, 4}, {refused, 2}, {bye, 0}}};
+    for (const Verb& known : verbs)
+    {
+        if (known.name == verb) { return known.fields; }
+    }
+    return -1;
+}
+} // namespace
+
+std::string_view next_field(std::string_view& rest)
+{
+    const std::size_t end = rest.find('\n');
+    const std::string_view field = rest.substr(0, end);
+    rest = end == std::string_view::npos ? std::string_view{} : rest.substr(end + 1);
+    return field;
+}
+
+Line::Line(std::string_view frame)
+{
+    version_ = next_field(frame);
+    const std::string_view verb = frame.substr(0, frame.find('\n'));
+    const int wanted = fields_of(verb);
+    fields_[count_++] = verb;
+    for (int i = 0; i < wanted; ++i)
+    {
+        const std::size_t end = frame.find('\n');
+        if (end == std::string_view::npos) { return; }
+        frame.remove_prefix(end + 1);
+        fields_[count_++] = i + 1 == wanted ? frame : frame.substr(0, frame.find('\n'));
+    }
+    complete_ = wanted > 0 || (wanted == 0 && frame == verb);
+}
+
+std::string joined(std::initializer_list<std::string_view> fields)
+{
+    std::size_t size = 0;
+    for (const std::string_view field : fields) { size += field.size() + 1; }
+    std::string out;
+    out.reserve(size);
+    for (const std::string_view field : fields) { out.append(field).push_back('\n'); }
+    out.pop_back();
+    return out;
+}
+
+zmq::message_t line(std::initializer_list<std::string_view> fields)
+{
+    std::size_t size = fields.size() - 1;
+    for (const std::string_view field : fields) { size += field.size(); }
+    zmq::message_t out{size};
+    char* at = static_cast<char*>(out.data());
+    for (std::size_t i = 0; i < fields.size(); ++i)
+    {
+        if (i > 0) { *at++ = '\n'; }
+        const std::string_view field = fields.begin()[i];
+        at = std::copy(field.begin(), field.end(), at);
+    }
     return out;
 }
 

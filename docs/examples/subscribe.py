@@ -33,14 +33,14 @@ class Bus:
                 self.commands.linger = 0
                 self.refusals = self.commands.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
                 self.commands.connect(f"ipc://{self.directory}/commands.sock")
-                self.commands.send_multipart([b"1", b"hello", b"", b"subscribe.py"])
+                self.commands.send(b"1\nhello\n\nsubscribe.py")
             self.asked += 1
             correlation = b"r%d" % self.asked
-            self.commands.send_multipart([b"1", b"read", correlation, after.encode(), b"1000", json.dumps(wanted).encode()])
+            self.commands.send(b"\n".join([b"1", b"read", correlation, after.encode(), b"1000", json.dumps(wanted).encode()]))
             while self.commands.poll(1000):
-                answer = self.commands.recv_multipart()
+                answer = self.commands.recv().split(b"\n", 9)  # the last field of `events`, the tenth, has newlines of its own
                 if answer[1:3] == [b"events", correlation]:
-                    return [int(number) for number in answer[3:8]] + [answer[8].decode()], [json.loads(line) for line in b"".join(answer[9:]).splitlines()]
+                    return [int(number) for number in answer[3:8]] + [answer[8].decode()], [json.loads(line) for line in answer[9].splitlines()]
                 if answer[1] == b"refused" or answer[1:3] == [b"reading_failed", correlation] and answer[3] not in PASSING:
                     sys.exit(f"{answer[-2].decode()}: {json.loads(answer[-1])['message']}")
             if self.refusals.poll(0):
@@ -63,7 +63,7 @@ def subscribe(bus, position, wanted):
             said = True
             yield {"caught_up": position}
         while not behind:  # live, as long as no sequence is missing; what was read already comes again and is dropped
-            topic, number, payload = bus.live.recv_multipart()
+            topic, number, payload = bus.live.recv().split(b"\n", 2)
             if topic == b"h":
                 behind = int(number) > sequence or int(payload) != epoch
             elif int(number) > sequence:

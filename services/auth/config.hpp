@@ -16,8 +16,8 @@ struct Config
     std::string policy_file;    ///< auth-simple's and upstream dstack-auth's document; see policy.hpp. Backend file only
     bool create_policy = false; ///< development: write a policy that allows nothing when there is none
     std::string ledger_dir;     ///< created when missing; empty: no ledger (--standalone only)
-    /// 0: every record is durable before its answer leaves. More: a crash may lose so much of the newest decisions.
-    std::chrono::milliseconds ledger_flush{0};
+    std::chrono::milliseconds ledger_flush{0}; ///< 0 ("each"): on disk before the answer; else flushed so often
+    std::uint64_t ledger_segment_kib = 65536;  ///< a file of the ledger that has grown so large is closed
     std::chrono::milliseconds idle_timeout{75'000};
     std::chrono::milliseconds request_timeout{10'000}; ///< from the first byte of a request to its answer
     std::string bus_directory;                         ///< empty: without the mesh

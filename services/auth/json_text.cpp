@@ -4,17 +4,33 @@
 namespace dstack::auth
 {
 
+namespace
+{
+
+constexpr bool is_plain_byte(char c)
+{
+    const auto byte = static_cast<unsigned char>(c);
+    return byte >= 0x20 && byte < 0x7f && c != '"' && c != '\\';
+}
+
+} // namespace
+
 void append_json_string(std::string& out, std::string_view text)
 {
     static constexpr std::string_view hex = "0123456789abcdef";
     out += '"';
-    for (const char c : text)
+    std::size_t done = 0;
+    for (std::size_t i = 0; i < text.size(); ++i)
     {
+        const char c = text[i];
+        if (is_plain_byte(c)) { continue; }
+        out.append(text, done, i - done);
+        done = i + 1;
         const auto byte = static_cast<unsigned char>(c);
         if (c == '"' || c == '\\') { (out += '\\') += c; }
-        else if (byte < 0x20 || byte >= 0x7f) { ((out += "\\u00") += hex[byte >> 4]) += hex[byte & 15]; }
-        else { out += c; }
+        else { ((out += "\\u00") += hex[byte >> 4]) += hex[byte & 15]; }
     }
+    out.append(text, done);
     out += '"';
 }
 

@@ -20,7 +20,11 @@ class PolicyCommands
     Task<Result<schema::AuthAllowApp::Reply>> allow_app(schema::AuthAllowApp request, bus::CallContext context);
     Task<Result<schema::AuthAllowApp::Reply>> revoke_app(schema::AuthRevokeApp request, bus::CallContext context);
     Task<Result<schema::AuthAllowApp::Reply>> allow_image(schema::AuthAllowImage request, bus::CallContext context);
+    Task<Result<schema::AuthAllowApp::Reply>> revoke_image(schema::AuthRevokeImage request, bus::CallContext context);
+    Task<Result<schema::AuthAllowApp::Reply>> set_policy(schema::AuthSetPolicy request, bus::CallContext context);
+    Task<Result<schema::AuthPolicy::Reply>> show_policy(schema::AuthPolicy request, bus::CallContext context);
     Task<Result<schema::AuthAllowApp::Reply>> change(PolicyFile::Edit edit, Record record);
+    Task<Result<schema::AuthAllowApp::Reply>> change(PolicyFile::Edit edit, Record record, PolicyFile::Missing missing);
     PolicyFile& policy_;
     FileBackend* file_;
     Ledger* ledger_; ///< null: nothing is written down

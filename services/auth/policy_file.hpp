@@ -22,7 +22,7 @@ struct Snapshot
 class PolicyFile
 {
   public:
-    PolicyFile(Loop& loop, std::string path) : loop_(loop), path_(std::move(path)), loading_(loop), writing_(loop) {}
+    PolicyFile(Loop& loop, std::string path) : loop_(loop), path_(std::move(path)), loading_(loop), writing_(loop), retired_(loop) {}
 
     /// The file as it is at some moment between the call and the answer. Never an older one, also not when the new one
     /// is damaged.
@@ -41,8 +41,16 @@ class PolicyFile
         bool changed = false;
         std::string hash; ///< of the file now
     };
+    enum class Missing ///< a file that is not there
+    {
+        is_error,
+        is_empty ///< an empty text is edited
+    };
     /// Under the lock file `<path>.lock`, which other writers share: read, edit, replace as a whole.
+    Task<Result<Changed>> change(Edit edit, Missing missing);
     Task<Result<Changed>> change(Edit edit);
+    /// What the file says now; resource_exhausted when it is longer.
+    Task<Result<std::string>> text(std::size_t max_bytes);
 
     /// Writes `text` unless there is a file; says whether it did. Blocks: for start-up.
     Result<bool> create(std::string_view text);
@@ -61,6 +69,7 @@ class PolicyFile
 
   private:
     bool is_fresh(const Identity& now) const { return cached_ != nullptr && settled_ && now == identity_; }
+    void retire(std::shared_ptr<const Snapshot> old);
     Loop& loop_;
     std::string path_;
     AsyncMutex loading_;
@@ -70,6 +79,7 @@ class PolicyFile
     bool settled_ = false;
     std::uint64_t turn_ = 0;      ///< counts questions and loads, so that a question knows which load began after it
     std::uint64_t load_turn_ = 0; ///< when the load behind `cached_` began
+    Scope retired_;
 };
 
 } // namespace dstack::auth

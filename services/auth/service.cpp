@@ -60,6 +60,7 @@ class Service
     Result<Done> listen(http::Server& server);
     Task<> connect();
     Task<> publish();
+    Task<> watch_ledger();
     Task<> store_cursor(std::uint64_t sequence);
     void serve_commands();
     bus::Client::OutgoingEvent event_of(const Entry& entry) const;
@@ -88,7 +89,11 @@ Task<Result<Done>> Service::run()
         if (!written) { co_return std::move(written).error(); }
         created = *written;
     }
-    if (ledger_) { scope_.spawn(ledger_->run()); }
+    if (ledger_)
+    {
+        scope_.spawn(ledger_->run());
+        scope_.spawn(watch_ledger());
+    }
     if (!other_) { co_await file_.begin(created); }
 
     http::Server server{loop_, limits_of(config_),
@@ -111,7 +116,9 @@ Task<Result<Done>> Service::run()
     co_await daemon_.stop_requested();
     co_await server.drain(drain_limit);
     if (bus_) { co_await bus_->disconnect(drain_limit); }
+    if (ledger_) { co_await ledger_->finish(); }
     scope_.cancel();
+    if (ledger_ && ledger_->damage()) { co_return *ledger_->damage(); }
     log::info("stopped");
     co_return Done{};
 }
@@ -201,6 +208,38 @@ Task<> Service::publish()
     }
 }
 
+/// Says how the ledger fares when that changes; damage ends the process.
+Task<> Service::watch_ledger()
+{
+    std::string told;
+    for (;;)
+    {
+        ledger_->changed().reset();
+        const std::string& trouble = ledger_->trouble();
+        schema::AuthLedgerChanged now;
+        now.state = !trouble.empty() ? "failing" : ledger_->warning().empty() ? "ok" : "low";
+        now.reason = trouble.empty() ? ledger_->warning() : trouble;
+        now.free_bytes = ledger_->free_bytes();
+        now.denied = ledger_->denied();
+        if (ledger_->damage()) { daemon_.request_stop(); }
+        if (now.state + now.reason != told && (now.state != "ok" || !told.empty()))
+        {
+            if (now.state == "failing") { log::error("ledger cannot be written: every boot is denied", {{"error", now.reason}}); }
+            else if (now.state == "low") { log::warn("ledger needs attention", {{"reason", now.reason}}); }
+            else { log::info("ledger is well again"); }
+            told = now.state + now.reason;
+            if (bus_)
+            {
+                auto event = bus::Client::make_event(now);
+                auto sent = co_await bus_->publish_raw(std::move(event), publish_limit);
+                if (!sent) { log::warn("event not published", {{"error", sent.error().message}}); }
+                continue;
+            }
+        }
+        co_await ledger_->changed().wait();
+    }
+}
+
 Task<> Service::store_cursor(std::uint64_t sequence)
 {
     auto job = [path = config_.ledger_dir + "/published", text = std::to_string(sequence) + "\n"]
@@ -224,7 +263,9 @@ Task<Result<schema::AuthDecisions::Reply>> Service::decisions(schema::AuthDecisi
         co_return Error{Errc::invalid_argument, "limit: must be in 1..1000", {}, {}};
     }
     schema::AuthDecisions::Reply reply;
-    reply.decisions = ledger_->newest(request.app_id, request.limit);
+    auto found = co_await ledger_->newest(std::move(request.app_id), request.limit);
+    if (!found) { co_return std::move(found).error(); }
+    reply.decisions = std::move(*found);
     co_return reply;
 }
 
@@ -235,7 +276,11 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
     std::unique_ptr<Ledger> ledger;
     if (!config.ledger_dir.empty())
     {
-        auto opened = Ledger::open(daemon.loop(), config.ledger_dir);
+        LedgerOptions options;
+        options.directory = config.ledger_dir;
+        options.flush = config.ledger_flush;
+        options.segment_bytes = config.ledger_segment_kib * 1024;
+        auto opened = Ledger::open(daemon.loop(), std::move(options));
         if (!opened) { co_return std::move(opened).error(); }
         ledger = std::move(*opened);
     }

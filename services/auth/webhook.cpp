@@ -73,7 +73,7 @@ Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
     record.latency_us = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(took).count());
     Verdict verdict = record.verdict;
     if (ledger_ == nullptr) { co_return http::json_response(status, answer_body(verdict, ground->gateway_app_id)); }
-    auto written = co_await ledger_->append(std::move(record));
+    auto written = co_await ledger_->append(record);
     if (!written)
     {
         log::error("decision not recorded", {{"error", written.error().message}});
@@ -82,15 +82,15 @@ Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
     }
     else
     {
-        const schema::Decision& told = written->decision;
-        if (told.allowed)
+        const std::string_view app_id = record.boot ? std::string_view{record.boot->app_id} : "";
+        if (verdict.allowed)
         {
-            log::info("allowed", {{"kind", told.kind}, {"app_id", told.app_id}, {"decision", told.sequence}});
+            log::info("allowed", {{"kind", record.kind}, {"app_id", app_id}, {"decision", *written}});
         }
         else
         {
             log::info("denied",
-                      {{"kind", told.kind}, {"app_id", told.app_id}, {"decision", told.sequence}, {"rule", told.rule}});
+                      {{"kind", record.kind}, {"app_id", app_id}, {"decision", *written}, {"rule", verdict.rule}});
         }
     }
     co_return http::json_response(status, answer_body(verdict, ground->gateway_app_id));
@@ -113,6 +113,8 @@ Task<http::Response> Webhook::tell_health()
     append_json_string(body, health.policy_hash);
     body += R"(,"ledger":)";
     append_json_string(body, ledger_ == nullptr ? "none" : ledger.empty() ? "ok" : ledger);
+    body += R"(,"ledgerWarning":)";
+    append_json_string(body, ledger_ == nullptr ? "" : printable(ledger_->warning()));
     body += R"(,"decisions":)" + std::to_string(ledger_ == nullptr ? 0 : ledger_->sequence()) + "}";
     co_return http::json_response(fine ? 200 : 503, std::move(body));
 }

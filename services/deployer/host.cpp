@@ -15,7 +15,7 @@ bus::CallOptions options_for(std::string key, const std::string& trace)
     bus::CallOptions options;
     options.deadline = call_limit;
     options.idempotency_key = std::move(key);
-    if (!trace.empty()) { options.traceparent = bus::child_traceparent(trace); }
+    if (!trace.empty()) { options.traceparent = trace; }
     return options;
 }
 

@@ -63,17 +63,18 @@ class Host
     std::map<std::string, int> held_;                       ///< by port: see ask_port
 };
 
-/// The host as one operation sees it: what it asks of others carries the operation's trace.
+/// The host as one operation sees it: what it asks of others carries its trace and the step's span.
 class OperationHost final : public Ports
 {
   public:
-    OperationHost(Host& host, std::string trace) : host_(host), trace_(std::move(trace)) {}
+    OperationHost(Host& host, std::string trace) : host_(host), operation_trace_(std::move(trace)), trace_(operation_trace_) {}
 
     Task<Result<Done>> save(Work work, std::vector<Fact> facts) override { return host_.save(std::move(work), std::move(facts)); }
     Task<Result<std::vector<schema::Lease>>> reserve(std::string owner, std::string key, std::vector<schema::LeaseWish> wishes) override
     {
         return host_.reserve(std::move(owner), std::move(key), std::move(wishes), trace_);
     }
+    void begin_step(std::string_view doing) override { trace_ = step_traceparent(operation_trace_, doing); }
     Task<Result<Done>> bind(std::string owner) override { return host_.bind(std::move(owner), trace_); }
     Task<Result<Done>> release(std::string owner, std::string reason) override
     {
@@ -107,7 +108,8 @@ class OperationHost final : public Ports
 
   private:
     Host& host_;
-    std::string trace_;
+    std::string operation_trace_;
+    std::string trace_; ///< of the step that is being done: the caller's span, as W3C wants it
 };
 
 std::uint64_t unix_now_ms();

@@ -25,8 +25,11 @@ const std::vector<std::string>& migrations()
 
 Result<Done> add_fact(Connection& db, const Fact& fact, const std::string& traceparent)
 {
-    const auto add = [&](const auto& event)
-    { return bus::Outbox::add(db, bus::Client::make_event(event, bus::Trace{bus::child_traceparent(traceparent)})); };
+    const auto* step = std::get_if<schema::DeployStep>(&fact);
+    const bool done = step != nullptr && step->state != "resumed";
+    const std::string name = done ? (step->state == "undone" ? "undo " : "") + step->step : std::string{};
+    const std::string span = done ? step_traceparent(traceparent, name) : bus::child_traceparent(traceparent);
+    const auto add = [&](const auto& event) { return bus::Outbox::add(db, bus::Client::make_event(event, bus::Trace{span})); };
     return std::visit(add, fact);
 }
 

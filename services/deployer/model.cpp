@@ -1,4 +1,6 @@
 #include "services/deployer/model.hpp"
+#include "shared/crypto/hash.hpp"
+#include "shared/crypto/hex.hpp"
 #include <array>
 #include <ctime>
 
@@ -90,6 +92,16 @@ std::string rfc3339(std::uint64_t unix_ms)
     std::string millis = std::to_string(unix_ms % 1000);
     millis.insert(0, 3 - millis.size(), '0');
     return std::string{text.data(), size} + "." + millis + "Z";
+}
+
+std::string step_traceparent(std::string_view operation_traceparent, std::string_view doing)
+{
+    constexpr std::size_t span_begin = 36;
+    constexpr std::size_t span_end = 52;
+    if (operation_traceparent.size() != 55) { return {}; }
+    const std::string name = std::string{operation_traceparent} + ' ' + std::string{doing};
+    const std::string span = crypto::to_hex(crypto::sha256(name)).substr(0, span_end - span_begin);
+    return std::string{operation_traceparent.substr(0, span_begin)} + span + std::string{operation_traceparent.substr(span_end)};
 }
 
 } // namespace dstack::deployer

@@ -41,6 +41,10 @@ struct AppFacts
 enum class OperationState { running, undoing, succeeded, failed };
 std::string_view to_string(OperationState state);
 
+/// The span of one step of an operation: same trace, and the same span whenever it is asked again, also by the process after this
+/// one. `doing`: the step's name, or "undo NAME". Empty when the operation has no trace.
+std::string step_traceparent(std::string_view operation_traceparent, std::string_view doing);
+
 /// One journalled change of one app.
 struct Operation
 {

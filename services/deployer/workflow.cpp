@@ -358,6 +358,7 @@ Task<Result<Done>> go_forward(Ports& ports, Work& work, std::vector<std::string_
     {
         work.operation.step = *at;
         if (ports.preempted(work.operation.id)) { co_return preempted_error(); }
+        ports.begin_step(*at);
         const std::uint64_t since = ports.now_ms();
         auto detail = co_await one_step(ports, work, *at);
         if (!detail) { co_return std::move(detail).error(); }
@@ -458,6 +459,8 @@ Task<Result<Done>> undo_all(Ports& ports, Work& work, int tries)
     constexpr std::array<std::string_view, 3> order{"create_vm", "allow", "lease"};
     for (const std::string_view step : order)
     {
+        const std::string undoing = "undo " + std::string{step};
+        ports.begin_step(undoing);
         const std::uint64_t since = ports.now_ms();
         auto detail = co_await undo_with_retries(ports, work, step, tries);
         if (!detail) { co_return std::move(detail).error().within("undo " + std::string{step}); }

@@ -40,6 +40,9 @@ class Ports
     virtual Task<Result<Done>> bind(std::string owner) = 0;
     virtual Task<Result<Done>> release(std::string owner, std::string reason) = 0;
 
+    /// What is asked of others from now on belongs to that step, or to "undo STEP".
+    virtual void begin_step(std::string_view doing) = 0;
+
     /// True when the policy was changed. The key makes it the same answer when asked again.
     virtual Task<Result<bool>> allow(std::string app_id, std::string compose_hash, std::string reason, std::string key) = 0;
     virtual Task<Result<Done>> revoke(std::string app_id, std::string compose_hash, std::string reason) = 0;

@@ -203,8 +203,20 @@ class Builder
         return nullptr;
     }
 
-    /// An event belongs to the command that has its span; else, like a command of a service, to the step or operation
-    /// that went on at the time. Only one operation works on an app at a time.
+    /// What of this kind has its span; of several (a step may ask twice) the one that went on at the time.
+    Span* of_its_span(const Span& inner, Kind kind)
+    {
+        Span* found = nullptr;
+        for (Span& span : spans_)
+        {
+            if (span.node.kind != kind || inner.span_id.empty() || span.span_id != inner.span_id) { continue; }
+            if (found == nullptr || (!covers(*found, inner, slack_ms) && covers(span, inner, slack_ms))) { found = &span; }
+        }
+        return found;
+    }
+
+    /// An event belongs to the command that has its span; else, like a command of a service, to the step that has it, or to
+    /// the step or operation that went on at the time. Only one operation works on an app at a time.
     Span* parent_of(const Span& span)
     {
         if (span.node.kind == Kind::operation) { return nullptr; }
@@ -217,13 +229,11 @@ class Builder
             return nullptr;
         }
         if (span.node.kind == Kind::command && callers_[&span].find(':') != std::string::npos) { return nullptr; } // no service: somebody with a role
-        if (span.node.kind == Kind::event && !span.span_id.empty())
+        if (span.node.kind == Kind::event)
         {
-            for (Span& other : spans_)
-            {
-                if (other.node.kind == Kind::command && other.span_id == span.span_id) { return &other; }
-            }
+            if (Span* command = of_its_span(span, Kind::command); command != nullptr) { return command; }
         }
+        if (Span* step = of_its_span(span, Kind::step); step != nullptr) { return step; }
         Span* step = going_on(span, Kind::step);
         return step != nullptr ? step : going_on(span, Kind::operation);
     }

@@ -20,14 +20,27 @@ using Frames = std::vector<zmq::message_t>;
 
 std::string_view text(const zmq::message_t& frame) { return {static_cast<const char*>(frame.data()), frame.size()}; }
 
-void put(zmq::socket_t& socket, std::string_view frame, bool more)
+/// One frame of these fields.
+std::string line(const std::vector<std::string_view>& fields)
 {
-    socket.send(zmq::buffer(frame), more ? zmq::send_flags::sndmore : zmq::send_flags::none);
+    std::string out;
+    for (const std::string_view field : fields) { out.append(out.empty() ? "" : "\n").append(field); }
+    return out;
 }
 
-void send(zmq::socket_t& socket, const std::vector<std::string_view>& frames)
+void send(zmq::socket_t& socket, const std::vector<std::string_view>& fields) { socket.send(zmq::buffer(line(fields)), zmq::send_flags::none); }
+
+/// The fields of a frame; the last of at most `most` is all the rest.
+std::vector<std::string_view> fields_of(std::string_view frame, std::size_t most)
 {
-    for (std::size_t i = 0; i < frames.size(); ++i) { put(socket, frames[i], i + 1 < frames.size()); }
+    std::vector<std::string_view> out;
+    while (out.size() + 1 < most && frame.find('\n') != std::string_view::npos)
+    {
+        out.push_back(frame.substr(0, frame.find('\n')));
+        frame.remove_prefix(out.back().size() + 1);
+    }
+    out.push_back(frame);
+    return out;
 }
 
 bool receive(zmq::socket_t& socket, Frames& out, bool wait)
@@ -48,16 +61,13 @@ bool receive(zmq::socket_t& socket, Frames& out, bool wait)
     return true;
 }
 
-/// Waits for the next message that is one of `verbs`; anything unexpected ends the run.
-void expect(zmq::socket_t& socket, Frames& frames, std::string_view verb)
+/// Waits for the next message and gives its fields, at most `most`; another verb ends the run.
+std::vector<std::string_view> expect(zmq::socket_t& socket, Frames& frames, std::string_view verb, std::size_t most)
 {
     receive(socket, frames, true);
-    if (frames.size() < 2 || text(frames[1]) != verb)
-    {
-        std::string got;
-        for (const auto& frame : frames) { (got += text(frame).substr(0, 200)) += ' '; }
-        die("expected " + std::string{verb} + ", got " + got);
-    }
+    std::vector<std::string_view> fields = fields_of(text(frames[0]), most);
+    if (fields.size() < 2 || fields[1] != verb) { die("expected " + std::string{verb} + ", got " + std::string{text(frames[0]).substr(0, 200)}); }
+    return fields;
 }
 
 void wait_readable(zmq::socket_t& socket, std::int64_t ns)
@@ -78,7 +88,7 @@ zmq::socket_t connect(zmq::context_t& context, const std::string& directory, con
     socket.connect("ipc://" + directory + "/commands.sock");
     send(socket, {"1", "hello", service, "1"});
     Frames frames;
-    expect(socket, frames, "welcome");
+    expect(socket, frames, "welcome", 6);
     return socket;
 }
 
@@ -120,20 +130,14 @@ class Publisher
     /// One message with `count` events.
     void send_events(std::size_t count)
     {
-        put(socket_, "1", true);
-        put(socket_, "publish", true);
         for (std::size_t i = 0; i < count; ++i)
         {
             const std::uint64_t serial = born_.size();
             const std::int64_t born = now_ns();
             born_.push_back(born);
-            put(socket_, ids_.next(serial), true);
-            put(socket_, type_, true);
-            put(socket_, "app-" + std::to_string(serial % 100), true);
-            put(socket_, "info", true);
-            put(socket_, std::to_string(unix_now_ms()), true);
-            put(socket_, "", true);
-            put(socket_, payload_.make(serial, born), i + 1 < count);
+            const std::string request = line({"1", "publish", ids_.next(serial), type_, "app-" + std::to_string(serial % 100), "info",
+                                              std::to_string(unix_now_ms()), "", payload_.make(serial, born)});
+            socket_.send(zmq::buffer(request), i + 1 < count ? zmq::send_flags::sndmore : zmq::send_flags::none);
         }
     }
 
@@ -141,20 +145,20 @@ class Publisher
     bool take(bool wait)
     {
         if (!receive(socket_, frames_, wait)) { return false; }
-        if (frames_.size() < 4 || text(frames_[1]) != "published" || frames_.size() % 2 != 0)
+        const std::vector<std::string_view> fields = fields_of(text(frames_[0]), text(frames_[0]).size());
+        if (fields.size() < 4 || fields[1] != "published" || fields.size() % 2 != 0)
         {
-            die("not an acknowledgement: " + std::string{frames_.size() > 1 ? text(frames_[1]) : ""} + " " +
-                std::string{frames_.size() > 3 ? text(frames_.back()) : ""});
+            die("not an acknowledgement: " + std::string{text(frames_[0]).substr(0, 200)});
         }
         const std::int64_t now = now_ns();
-        for (std::size_t i = 2; i < frames_.size(); i += 2)
+        for (std::size_t i = 2; i < fields.size(); i += 2)
         {
-            const std::uint64_t serial = Ids::count_of(text(frames_[i]));
+            const std::uint64_t serial = Ids::count_of(fields[i]);
             if (serial >= born_.size()) { die("an acknowledgement of an event that was not sent"); }
             latencies_.push_back(now - born_[serial]);
             ++acknowledged_;
         }
-        const std::string_view cursor = text(frames_.back()); // EPOCH:SEQUENCE
+        const std::string_view cursor = fields.back(); // EPOCH:SEQUENCE
         std::from_chars(cursor.data() + cursor.find(':') + 1, cursor.data() + cursor.size(), last_sequence_);
         return true;
     }
@@ -255,7 +259,7 @@ void subscribe(const Arguments& args)
     }
     for (zmq::socket_t& socket : sockets)
     {
-        do { receive(socket, frames, true); } while (text(frames[0]) != "h"); // it is connected now
+        do { receive(socket, frames, true); } while (!text(frames[0]).starts_with("h\n")); // it is connected now
         items.push_back({socket.handle(), 0, ZMQ_POLLIN, 0});
     }
     say_ready();
@@ -266,9 +270,10 @@ void subscribe(const Arguments& args)
         {
             while ((items[i].revents & ZMQ_POLLIN) != 0 && receive(sockets[i], frames, false))
             {
-                if (frames.size() != 3 || text(frames[0]) == "h") { continue; }
+                const std::vector<std::string_view> fields = fields_of(text(frames[0]), 3); // topic, sequence, event
+                if (fields.size() != 3 || fields[0] == "h") { continue; }
                 const bool before = watchers[i].done();
-                watchers[i].see(text(frames[2]));
+                watchers[i].see(fields[2]);
                 done += !before && watchers[i].done() ? 1U : 0U;
             }
         }
@@ -295,18 +300,18 @@ void replay(const Arguments& args)
         send(socket, {"1", "read", "r", "0", "1000", "{}"});
         while (seen < count)
         {
-            expect(socket, frames, "events"); // correlation epoch next last gap_from gap_to gap_reason lines
-            if (frames.size() < 10 || text(frames[9]).empty()) { die("the journal ended after " + std::to_string(seen) + " events"); }
+            const auto fields = expect(socket, frames, "events", 10); // correlation epoch next last gap_from gap_to gap_reason lines
+            if (fields.size() < 10 || fields[9].empty()) { die("the journal ended after " + std::to_string(seen) + " events"); }
             // The next page is on its way while this one is taken apart.
-            const std::string after = std::string{text(frames[3])} + ":" + std::string{text(frames[4])};
+            const std::string after = std::string{fields[3]} + ":" + std::string{fields[4]};
             send(socket, {"1", "read", "r", after, "1000", "{}"});
-            for (std::string_view lines = text(frames[9]); !lines.empty(); ++seen)
+            for (std::string_view lines = fields[9]; !lines.empty(); ++seen)
             {
                 const std::string event{lines.substr(0, lines.find('\n'))};
                 lines.remove_prefix(event.size() + 1);
             }
         }
-        expect(socket, frames, "events");
+        expect(socket, frames, "events", 10);
         rates.push_back(static_cast<double>(seen) / (static_cast<double>(now_ns() - began) * 1e-9));
     }
     std::sort(rates.begin(), rates.end());
@@ -330,9 +335,10 @@ void serve(const Arguments& args)
         bool idle = true;
         while (receive(socket, frames, false))
         {
-            if (frames.size() < 9 || text(frames[1]) != "request") { continue; }
+            const auto fields = fields_of(text(frames[0]), 9);
+            if (fields.size() < 9 || fields[1] != "request") { continue; }
             idle = false;
-            send(socket, {"1", "reply", text(frames[2]), "ok", payload.make(++served, now_ns())});
+            send(socket, {"1", "reply", fields[2], "ok", payload.make(++served, now_ns())});
         }
         if (idle) { send(socket, {"1", "ping"}); }
     }
@@ -363,9 +369,10 @@ void call(const Arguments& args)
             }
             for (bool first = true; receive(socket, frames, first); first = false)
             {
-                if (frames.size() != 5 || text(frames[1]) != "result" || text(frames[3]) != "ok") { die("not a result: " + std::string{text(frames.back())}); }
+                const auto fields = fields_of(text(frames[0]), 5); // version, verb, correlation, code, body
+                if (fields.size() != 5 || fields[1] != "result" || fields[3] != "ok") { die("not a result: " + std::string{text(frames[0])}); }
                 std::size_t serial = 0;
-                std::from_chars(text(frames[2]).data(), text(frames[2]).data() + frames[2].size(), serial);
+                std::from_chars(fields[2].data(), fields[2].data() + fields[2].size(), serial);
                 latencies.push_back(now_ns() - born.at(serial));
             }
         }

@@ -51,7 +51,7 @@ struct Bed
     bool answers(zmq::socket_t& socket)
     {
         bus::wire::Frames ping;
-        for (const std::string_view part : {bus::wire::version, bus::wire::ping}) { ping.push_back(bus::wire::frame(part)); }
+        ping.push_back(bus::wire::line({bus::wire::version, bus::wire::ping}));
         bus::wire::send(socket, ping);
         bus::wire::Frames answer;
         for (int turn = 0; turn < 10'000; ++turn)
@@ -59,7 +59,7 @@ struct Bed
             uv_run(loop.raw(), UV_RUN_NOWAIT);
             while (bus::wire::receive(socket, answer))
             {
-                if (answer.size() > 1 && bus::wire::text(answer[1]) == bus::wire::pong) { return true; }
+                if (answer.size() == 1 && bus::wire::Line{bus::wire::text(answer[0])}.verb() == bus::wire::pong) { return true; }
             }
             ::usleep(100);
         }
@@ -71,19 +71,27 @@ constexpr std::array<std::string_view, 24> words{
     "1", "hello", "ping", "bye", "publish", "call", "read", "reply", "vmm-local", "vm.ready", "lease.granted", "bus.services",
     "bus.stats", "bus.create_token", "lease.reserve", "{}", "{\"vm\":\"v\"}", "info", "0", "now", "1:1", "time:1", "99999999999999", ""};
 
-/// Messages made of words of the protocol and of raw bytes: 0 ends a message, 1 to 24 is a word, n is a frame of n - 24 bytes.
+/// Messages of frames of words of the protocol and of raw bytes: 0 ends a message, 255 a frame, 1 to 24 is a word, n is a
+/// field of n - 24 bytes.
 std::vector<std::vector<std::string>> messages(const std::uint8_t* data, std::size_t size)
 {
     std::vector<std::vector<std::string>> out(1);
     for (std::size_t i = 0; i < size && out.size() < 64; ++i)
     {
         const std::size_t code = data[i];
-        if (code == 0) { out.emplace_back(); }
-        else if (code <= words.size()) { out.back().emplace_back(words[code - 1]); }
-        else
+        std::vector<std::string>& message = out.back();
+        if (code == 0)
+        {
+            out.emplace_back();
+            continue;
+        }
+        if (code == 255 || message.empty()) { message.emplace_back(); }
+        else { message.back() += '\n'; }
+        if (code <= words.size()) { message.back() += words[code - 1]; }
+        else if (code != 255)
         {
             const std::size_t length = std::min(code - words.size(), size - i - 1);
-            out.back().emplace_back(reinterpret_cast<const char*>(data) + i + 1, length);
+            message.back().append(reinterpret_cast<const char*>(data) + i + 1, length);
             i += length;
         }
     }

@@ -161,17 +161,17 @@ class BusTest(unittest.TestCase):
         self.addCleanup(peer.process.stdin.close)
 
         def call(correlation, command, limit_ms):
-            frames = ["1", "call", correlation, command, str(int(time.time() * 1000) + limit_ms), "", "", "{}"]
-            peer.process.stdin.write(json.dumps(frames) + "\n")
+            fields = ["1", "call", correlation, command, str(int(time.time() * 1000) + limit_ms), "", "", "{}"]
+            peer.process.stdin.write(json.dumps(["\n".join(fields)]) + "\n")
             peer.process.stdin.flush()
 
         begun = time.monotonic()
         call("late", "lease.list", 300)
         answers = itertools.count()
-        while not any('"late"' in line for line in peer.lines) and time.monotonic() < begun + 5:
+        while not any("\\nlate\\n" in line for line in peer.lines) and time.monotonic() < begun + 5:
             call(f"c{next(answers)}", "app.list", 5_000)
             time.sleep(0.003)  # the load: more often than the broker looks at deadlines
-        self.assertTrue(any('"late"' in line and "deadline_exceeded" in line for line in peer.lines), peer.lines[-2:])
+        self.assertTrue(any("\\nlate\\n" in line and "deadline_exceeded" in line for line in peer.lines), peer.lines[-2:])
         self.assertGreater(next(answers), 20, "there was no load")
 
     def test_a_deadline_is_kept(self):

@@ -234,7 +234,7 @@ class RemoteTest(unittest.TestCase):
     def test_tcp_has_nothing_but_curve_and_ipc_nothing_but_null(self):
         for port in (self.port, self.port + 1):
             peer = zmtp.dial(("127.0.0.1", port))
-            peer.sendall(zmtp.greeting() + zmtp.ready(b"DEALER") + zmtp.message("1", "call", "c1", "bus.services", "9999999999999", "", "", "{}"))
+            peer.sendall(zmtp.greeting() + zmtp.ready(b"DEALER") + zmtp.message(zmtp.line("1", "call", "c1", "bus.services", "9999999999999", "", "", "{}")))
             received = b""
             try:
                 while got := peer.recv(4096):

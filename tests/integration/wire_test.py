@@ -1,4 +1,4 @@
-"""Golden frames: what bus/README.md says goes over the wire, literally, between the broker and a peer that knows no protocol."""
+"""Golden lines: what bus/README.md says goes over the wire, literally, between the broker and a peer that knows no protocol."""
 import json
 import os
 import re
@@ -19,11 +19,12 @@ def setUpModule():
 
 
 class Peer(Probe):
-    def __init__(self, directory):
-        super().__init__([PYTHON, str(TOP / "tests/integration/raw_peer.py"), str(directory)], stdin=subprocess.PIPE)
+    def __init__(self, directory, socket="commands"):
+        super().__init__([PYTHON, str(TOP / "tests/integration/raw_peer.py"), str(directory), socket], stdin=subprocess.PIPE)
 
-    def say(self, *frames):
-        self.process.stdin.write(json.dumps(frames) + "\n")
+    def say(self, *requests):
+        """One message; a request is a list of fields."""
+        self.process.stdin.write(json.dumps(["\n".join(fields) for fields in requests]) + "\n")
         self.process.stdin.flush()
 
     def kill(self):
@@ -44,19 +45,21 @@ class WireTest(unittest.TestCase):
         self.read = 0
 
     def answer(self):
-        """The next message that came, as frames."""
+        """The fields of the next message that came; the tenth is all the rest."""
         wait_for(lambda: len(self.peer.lines) > self.read, "an answer")
         self.read += 1
-        return json.loads(self.peer.lines[self.read - 1])
+        frames = json.loads(self.peer.lines[self.read - 1])
+        self.assertEqual(1, len(frames), "an answer is one frame")
+        return frames[0].split("\n", 9)
 
     def expect(self, sent, *patterns):
-        """Says the frames; the answer's frames match the patterns (of the whole frame), one by one."""
-        self.peer.say(*sent)
-        frames = self.answer()
-        self.assertEqual(len(patterns), len(frames), frames)
-        for pattern, frame in zip(patterns, frames):
-            self.assertRegex(frame, re.compile(f"(?:{pattern})\\Z", re.S), frames)
-        return frames
+        """Says the fields; the answer's fields match the patterns (of the whole field), one by one."""
+        self.peer.say(sent)
+        fields = self.answer()
+        self.assertEqual(len(patterns), len(fields), fields)
+        for pattern, field in zip(patterns, fields):
+            self.assertRegex(field, re.compile(f"(?:{pattern})\\Z", re.S), fields)
+        return fields
 
     def hello(self):
         return self.expect(["1", "hello", "vmm-local", "9"], "1", "welcome", r"\d+", r"\d+", r"\d+\.\d+\.\d+", "vmm-local")
@@ -71,8 +74,8 @@ class WireTest(unittest.TestCase):
         self.expect(["1", "ping"], "1", "pong", r"\d+", "unknown")
 
     def test_another_name_is_refused(self):
-        frames = self.expect(["1", "hello", "auth", "9"], "1", "refused", "permission_denied", r"\{.*\}")
-        self.assertEqual({"message", "hint", "details"}, set(json.loads(frames[3])))
+        fields = self.expect(["1", "hello", "auth", "9"], "1", "refused", "permission_denied", r"\{.*\}")
+        self.assertEqual({"message", "hint", "details"}, set(json.loads(fields[3])))
 
     def test_another_version_is_refused(self):
         self.expect(["2", "hello", "", "9"], "1", "refused", "invalid_argument", r"\{.*\}")
@@ -82,22 +85,31 @@ class WireTest(unittest.TestCase):
         cursor = self.expect(["1", "publish", *self.event()], "1", "published", ID, epoch + r":\d+")[3]
         again = self.expect(["1", "publish", *self.event()], "1", "published", ID, epoch + r":\d+")[3]
         self.assertEqual(cursor, again, "the same id is one event")
-        frames = self.expect(["1", "read", "c7", "0", "1000", '{"type":"vm."}'], "1", "events", "c7", epoch, r"\d+", r"\d+", "0", "0", "", r".*\n")
-        self.assertEqual(1, frames[9].count("\n"))
+        fields = self.expect(["1", "read", "c7", "0", "1000", '{"type":"vm."}'], "1", "events", "c7", epoch, r"\d+", r"\d+", "0", "0", "", r".*\n")
+        self.assertEqual(1, fields[9].count("\n"))
         self.assertEqual({"specversion": "1.0", "id": ID, "source": "/dstack/vmm-local", "type": "vm.ready", "subject": "v1",
                           "time": "2023-11-14T22:13:20.123Z", "datacontenttype": "application/json", "severity": "info",
-                          "data": json.loads(DATA), "sequence": cursor}, json.loads(frames[9]))
+                          "data": json.loads(DATA), "sequence": cursor}, json.loads(fields[9]))
 
-    def test_several_events_in_one_message(self):
+    def test_several_requests_in_one_message(self):
         self.hello()
-        self.peer.say("1", "publish", *self.event(ID), *self.event(OTHER))
+        self.peer.say(["1", "publish", *self.event(ID)], ["1", "publish", *self.event(OTHER)], ["1", "ping"])
         acknowledged = {}
         while len(acknowledged) < 2:
-            frames = self.answer()
-            self.assertEqual(["1", "published"], frames[:2])
-            acknowledged.update(zip(frames[2::2], frames[3::2]))
+            fields = self.answer()
+            if fields[1] == "pong":
+                continue
+            self.assertEqual(["1", "published"], fields[:2])
+            acknowledged.update(zip(fields[2::2], fields[3::2]))
         numbers = [int(acknowledged[name].split(":")[1]) for name in (ID, OTHER)]
         self.assertEqual(numbers[0] + 1, numbers[1])
+
+    def test_data_over_several_lines_is_one_line_of_a_page(self):
+        self.hello()
+        self.expect(["1", "publish", *self.event(data='{\n "vm": "v1",\r\n "state": "a\\nb"\n}')], "1", "published", ID, r"\d+:\d+")
+        fields = self.expect(["1", "read", "c7", "0", "1000", '{"type":"vm."}'], "1", "events", "c7", r"\d+", r"\d+", r"\d+", "0", "0", "", r".*\n")
+        self.assertEqual(1, fields[9].count("\n"))
+        self.assertEqual({"vm": "v1", "state": "a\nb"}, json.loads(fields[9])["data"])
 
     def test_what_is_no_event(self):
         self.hello()
@@ -106,7 +118,25 @@ class WireTest(unittest.TestCase):
             with self.subTest(wrong):
                 self.expect(["1", "publish", *wrong], "1", "unpublished", re.escape(wrong[0]), "invalid_argument", r"\{.*\}")
         self.expect(["1", "publish", *self.event(kind="lease.granted")], "1", "unpublished", ID, "permission_denied", r"\{.*\}")
-        self.expect(["1", "publish", ID, "vm.ready"], "1", "unpublished", ID, "invalid_argument", r"\{.*\}")
+        self.expect(["1", "publish", ID, "vm.ready"], "1", "refused", "invalid_argument", r"\{.*\}")
+
+    def test_what_is_no_request(self):
+        for wrong in (["1"], [""], ["1", ""], ["1", "PING"], ["1", "ping", "x"], ["1", "hello", ""], ["1", "read", "c", "0", "1"], ["1", "welcome", "", "", "", ""]):
+            with self.subTest(wrong):
+                self.expect(wrong, "1", "refused", "invalid_argument", r"\{.*\}")
+
+    def test_live_events(self):
+        self.hello()
+        live = Peer(self.prefix.bus, "events")
+        self.addCleanup(live.kill)
+        wait_for(lambda: live.lines, "the position, at once")
+        position = json.loads(live.lines[0])
+        self.assertRegex(position[0], r"\Ah\n\d+\n\d+\Z")
+        cursor = self.expect(["1", "publish", *self.event()], "1", "published", ID, r"\d+:\d+")[3]
+        wait_for(lambda: any("e.vm.ready" in line for line in live.lines), "the event")
+        [[event]] = [json.loads(line) for line in live.lines if "e.vm.ready" in line]
+        topic, sequence, envelope = event.split("\n")
+        self.assertEqual(("e.vm.ready", cursor.split(":")[1], cursor), (topic, sequence, json.loads(envelope)["sequence"]))
 
     def test_calls(self):
         self.hello()

@@ -16,8 +16,12 @@ def frame(body, more=False, command=False):
     return struct.pack(">BB", flags, len(body)) + body
 
 
+def line(*fields):
+    """A request as bus/README.md wants it: one frame, with newlines between the fields."""
+    return b"\n".join(field if isinstance(field, bytes) else str(field).encode() for field in fields)
+
+
 def message(*parts):
-    parts = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
     return b"".join(frame(part, more=i + 1 < len(parts)) for i, part in enumerate(parts))
 
 
@@ -68,22 +72,18 @@ class Peer:
             size = int.from_bytes(bytes([short]) + self.take(7), "big")
         return flags, self.take(size)
 
-    def send(self, *parts):
-        self.socket.sendall(message(*parts))
+    def send(self, *fields):
+        self.socket.sendall(message(line(*fields)))
 
     def receive(self):
-        """The next message as a list of frames; commands are skipped."""
-        parts = []
+        """The fields of the next frame (what an `events` says is in the tenth, newlines and all); commands are skipped."""
         while True:
             flags, body = self.one_frame()
-            if flags & 4:
-                continue
-            parts.append(body)
-            if not flags & 1:
-                return parts
+            if not flags & 4:
+                return body.split(b"\n", 9)
 
-    def ask(self, *parts):
-        self.send(*parts)
+    def ask(self, *fields):
+        self.send(*fields)
         return self.receive()
 
     def closed(self):

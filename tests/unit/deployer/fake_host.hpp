@@ -45,6 +45,8 @@ class FakeHost : public Ports
     int preempt_at = -1;
     std::uint64_t mended_at = 0; ///< from then on nothing fails; 0: never
 
+    void begin_step(std::string_view) override {}
+
     struct Never
     {
         bool dead;

@@ -138,3 +138,24 @@ TEST_CASE("hostile events do not grow it or drive the terminal")
     CHECK(trace_text(trace).find('\x1b') == std::string::npos);
     CHECK(nlohmann::json::parse(trace_json(trace)).is_object());
 }
+
+TEST_CASE("a command stands below the step whose span it carries, whatever the clock says")
+{
+    TraceCollector collector{id};
+    collector.add(event(1000, "deploy.started", R"({"operation":"op-1","kind":"create","name":"hello","app_id":"a1"})", parent("1111111111111111")));
+    collector.add(event(1010, "deploy.step", R"({"operation":"op-1","step":"create_vm","state":"done","detail":"","took_ms":10})", parent("4444444444444444")));
+    const char* bind = R"({"command":"lease.bind","service":"allocator","caller":"deployer","code":"ok","took_ms":0,"waited_ms":0})";
+    collector.add(event(1010, "command.finished", bind, parent("5555555555555555"))); // in the millisecond in which the step before it ended
+    collector.add(event(1010, "lease.drift", "{}", parent("5555555555555555")));
+    collector.add(event(1014, "deploy.step", R"({"operation":"op-1","step":"bind","state":"done","detail":"","took_ms":3})", parent("5555555555555555")));
+    const Trace trace = collector.build();
+    REQUIRE(trace.roots.size() == 1);
+    REQUIRE(trace.roots[0].children.size() == 2);
+    CHECK(trace.roots[0].children[0].children.empty());
+    const TraceNode& step = trace.roots[0].children[1];
+    CHECK(step.name == "bind");
+    REQUIRE(step.children.size() == 1);
+    CHECK(step.children[0].name == "lease.bind");
+    REQUIRE(step.children[0].children.size() == 1);
+    CHECK(step.children[0].children[0].name == "lease.drift");
+}
