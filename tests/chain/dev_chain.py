@@ -16,7 +16,10 @@ class NotHere(Exception):
 
 def tools():
     """The folder with anvil and the compiler; installs them once."""
-    done = subprocess.run([str(HERE / "install")], capture_output=True, text=True, timeout=400)
+    try:
+        done = subprocess.run([str(HERE / "install")], capture_output=True, text=True, timeout=600)
+    except subprocess.TimeoutExpired:
+        raise NotHere("its tools are not installed after 600 s") from None
     if done.returncode == 77:
         raise NotHere(" ".join(done.stderr.split())[-300:])
     if done.returncode != 0:

@@ -473,7 +473,7 @@ class DevChainTest(unittest.TestCase):
         self.assertIn("Compose hash not allowed", auth.denied({**self.body, "composeHash": "9" * 64}))
         self.assertIn("Aggregated MR not allowed", auth.denied({**self.body, "mrAggregated": "9" * 64}, "kms"))
         self.assertEqual(auth.info()[1]["appImplementation"], self.app.lower())
-        self.assertEqual(auth.records()[2]["rules"][0]["rule"], "contract")
+        self.assertEqual(auth.records()[2]["rules"][0][0], "contract")
 
     def test_what_is_not_final_does_not_count(self):
         auth = self.auth()

@@ -317,16 +317,9 @@ Task<Finding> Driver::ask(Question question)
         auto ended = co_await with_timeout(loop_, limit, "rpc", std::move(waiting));
         static_cast<void>(ended);
     }
-    const Failure late{Fault::timeout, "no answer in " + std::to_string(settings_.deadline.count()) + " ms", {}};
-    const Failure slow{Fault::slow, "another endpoint was faster", {}};
-    if (!asked.race.over())
-    {
-        for (const std::size_t endpoint : asked.race.running()) { note(endpoint, late); }
-    }
-    else
-    {
-        for (const std::size_t endpoint : asked.race.overtaken()) { note(endpoint, slow); }
-    }
+    const Failure blame = asked.race.over() ? Failure{Fault::slow, "another endpoint was faster", {}}
+                                            : Failure{Fault::timeout, "no answer in " + std::to_string(settings_.deadline.count()) + " ms", {}};
+    for (const std::size_t endpoint : asked.race.late(loop_.now())) { note(endpoint, blame); }
     asked.race.expire();
     asked.scope.cancel();
     co_return asked.race.take();

@@ -17,8 +17,7 @@ std::optional<std::size_t> Race::start(Clock::time_point now)
     if (!short_of && now < last_start_ + hedge_delay_) { return std::nullopt; }
     const std::size_t next = waiting_.back();
     waiting_.pop_back();
-    running_.push_back(next);
-    started_.push_back(next);
+    running_.push_back({next, now});
     last_start_ = now;
     return next;
 }
@@ -50,25 +49,18 @@ void Race::failed(std::size_t endpoint, Failure failure)
 void Race::expire()
 {
     if (over_) { return; }
-    for (const std::size_t endpoint : running_)
-    {
-        finding_.failures.push_back({endpoint, {Fault::timeout, "no answer", {}}});
-    }
+    for (const Running& one : running_) { finding_.failures.push_back({one.endpoint, {Fault::timeout, "no answer", {}}}); }
     waiting_.clear();
     running_.clear();
     settle();
 }
 
-std::vector<std::size_t> Race::overtaken() const
+std::vector<std::size_t> Race::late(Clock::time_point now) const
 {
     std::vector<std::size_t> out;
-    if (finding_.answers.empty()) { return out; }
-    const auto winner = std::find(started_.begin(), started_.end(), finding_.answers.back().endpoint);
-    for (auto one = started_.begin(); one != winner; ++one)
+    for (const Running& one : running_)
     {
-        // The first `quorum_` were started together: none of them had more time than another.
-        const bool together = static_cast<std::size_t>(winner - started_.begin()) < quorum_;
-        if (!together && std::find(running_.begin(), running_.end(), *one) != running_.end()) { out.push_back(*one); }
+        if (now - one.since >= hedge_delay_) { out.push_back(one.endpoint); }
     }
     return out;
 }
@@ -87,7 +79,7 @@ void Race::settle()
 
 bool Race::stop(std::size_t endpoint)
 {
-    const auto found = std::find(running_.begin(), running_.end(), endpoint);
+    const auto found = std::find_if(running_.begin(), running_.end(), [&](const Running& one) { return one.endpoint == endpoint; });
     if (over_ || found == running_.end()) { return false; }
     running_.erase(found);
     return true;

@@ -49,10 +49,8 @@ class Race
     /// The time is over: whoever still runs has failed.
     void expire();
     bool over() const { return over_; }
-    /// Those that were asked and have not answered yet.
-    const std::vector<std::size_t>& running() const { return running_; }
-    /// Of those, the ones that had more time than one that answered: a hedge had to do their work.
-    std::vector<std::size_t> overtaken() const;
+    /// Those that have not answered though they had the time: a hedge was, or would have been, asked because of them.
+    std::vector<std::size_t> late(Clock::time_point now) const;
     Finding take() { return std::move(finding_); }
 
   private:
@@ -60,8 +58,12 @@ class Race
     void settle();
     bool stop(std::size_t endpoint);
     std::vector<std::size_t> waiting_; ///< the next one last
-    std::vector<std::size_t> running_; ///< in the order they were started
-    std::vector<std::size_t> started_;
+    struct Running
+    {
+        std::size_t endpoint = 0;
+        Clock::time_point since{};
+    };
+    std::vector<Running> running_;
     std::size_t quorum_;
     std::chrono::milliseconds hedge_delay_;
     Clock::time_point last_start_{};

@@ -109,7 +109,8 @@ Verdict verdict_of(Kind kind, const Finding& finding, const Knowledge& known)
                     std::to_string(known.settings.chain_id);
     rule.got = (answer.allowed ? "true" : answer.reverted ? "a revert" : "false") + std::string{" at block "} +
                std::to_string(answer.block.number) + " 0x" + answer.block.hash + ", from " + said_by(finding, known);
-    if (!answer.allowed) { out.reason = cut(out.reason + " (rule contract: " + rule.expected + " at " + block_text(answer) + ")"); }
+    if (!answer.allowed) { out.reason = cut(out.reason + " (rule contract: " + rule.expected + " at " + block_text(answer) +
+                         "; to allow it: change the contract, and wait until that is final)"); }
     out.rules.push_back(std::move(rule));
     return out;
 }

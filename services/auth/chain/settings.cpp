@@ -34,6 +34,7 @@ Settings read_settings(config::Document& document)
     const auto address = normal_hex(contract, 40);
     if (!contract.empty() && !address) { section.refuse("contract", hex_complaint(contract, 40)); }
     out.contract = address.value_or("");
+    if (out.hedge_delay >= out.deadline) { section.refuse("hedge_ms", "must be less than deadline_ms"); }
     if (out.rpc_urls.empty() == out.rpc_urls_file.empty())
     {
         section.refuse("rpc_urls", "give the endpoints either here or in rpc_urls_file");

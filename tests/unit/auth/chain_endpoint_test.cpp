@@ -111,6 +111,7 @@ TEST_CASE("the configuration of the chain backend")
         {head + urls + contract + "chain_id = 1\nquorum = 3\n", "more than there are rpc_urls"},
         {head + "rpc_urls = [\"http://a.example/k\"]\n" + contract + "chain_id = 1\n", "rpc url 1: http:// to another host"},
         {head + urls + contract + "chain_id = 1\ndeadline_ms = 20000\n", "request_timeout_ms"},
+        {head + urls + contract + "chain_id = 1\ndeadline_ms = 400\n", "hedge_ms"},
         {head + urls + contract + "chain_id = 1\nconfirmation = 3\n", "unknown key"},
     };
     for (const Row& row : rows)
