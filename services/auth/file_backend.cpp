@@ -1,5 +1,6 @@
 #include "services/auth/file_backend.hpp"
 #include "services/auth/json_text.hpp"
+#include "services/auth/metrics.hpp"
 #include "shared/base/time.hpp"
 #include "shared/log/log.hpp"
 
@@ -71,20 +72,13 @@ Task<Health> FileBackend::health()
 void FileBackend::append_metrics(std::string& out) const
 {
     const std::shared_ptr<const Snapshot> snapshot = policy_.last();
-    out += "# TYPE dstack_auth_policy_valid gauge\n"
-           "# HELP dstack_auth_policy_valid 1 when the policy file can be used; 0: everything is denied.\n"
-           "dstack_auth_policy_valid ";
-    out += snapshot && snapshot->policy ? "1\n" : "0\n";
-    if (!snapshot) { return; }
-    out += "# TYPE dstack_auth_policy_age_seconds gauge\n"
-           "# UNIT dstack_auth_policy_age_seconds seconds\n"
-           "# HELP dstack_auth_policy_age_seconds Since the policy file was written.\n"
-           "dstack_auth_policy_age_seconds " +
-           std::to_string(policy_.age_ms() / 1000) + "." + std::to_string(policy_.age_ms() % 1000 / 100) + "\n";
-    out += "# TYPE dstack_auth_policy_apps gauge\n"
-           "# HELP dstack_auth_policy_apps Apps that the policy file registers.\n"
-           "dstack_auth_policy_apps " +
-           std::to_string(snapshot->policy ? snapshot->policy->apps.size() : 0) + "\n";
+    const bool valid = snapshot && snapshot->policy;
+    append_gauge(out, "dstack_auth_policy_valid", "1 when the policy file can be used; 0: everything is denied.", valid ? "1" : "0");
+    const std::uint64_t tenths = policy_.age_ms() / 100;
+    append_gauge(out, "dstack_auth_policy_age_seconds", "Since the policy file was written.",
+                 std::to_string(tenths / 10) + "." + std::to_string(tenths % 10));
+    append_gauge(out, "dstack_auth_policy_apps", "Apps that the policy file registers.",
+                 std::to_string(valid ? snapshot->policy->apps.size() : 0));
 }
 
 Task<> FileBackend::begin(bool created)

@@ -10,6 +10,8 @@ namespace dstack::auth
 namespace
 {
 
+constexpr std::uint32_t max_logged = 100; ///< decisions in one second
+
 /// Error bodies are short ASCII: the KMS cuts them at 512 bytes, and breaks when that splits a character (E.4).
 http::Response refuse(int status, std::string_view allow)
 {
@@ -18,37 +20,41 @@ http::Response refuse(int status, std::string_view allow)
     return out;
 }
 
+Task<http::Response> at_once(http::Response response) { co_return response; }
+
+std::uint64_t us_since(std::chrono::steady_clock::time_point began)
+{
+    const auto took = std::chrono::steady_clock::now() - began;
+    return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(took).count());
+}
+
 } // namespace
 
 Task<http::Response> Webhook::answer(http::Request request)
 {
-    const std::string path{request.path()};
-    const std::string method = request.method;
-    const bool reads = method == "GET" || method == "HEAD";
-    if (path == "/bootAuth/app" || path == "/bootAuth/kms")
+    const std::string_view path = request.path();
+    const bool app = path == "/bootAuth/app";
+    if (app || path == "/bootAuth/kms")
     {
-        if (method != "POST") { co_return refuse(405, "POST"); }
-        const Kind kind = path == "/bootAuth/app" ? Kind::app : Kind::kms;
-        co_return co_await decide_boot(kind, std::move(request));
+        if (request.method != "POST") { return at_once(refuse(405, "POST")); }
+        return decide_boot(app ? Kind::app : Kind::kms, std::move(request));
     }
-    if (path == "/" || path == "/health")
-    {
-        if (!reads) { co_return refuse(405, "GET, HEAD"); }
-        if (path == "/health") { co_return co_await tell_health(); }
-        co_return co_await tell_info();
-    }
-    co_return refuse(404, "");
+    const bool known = path == "/" || path == "/health" || path == "/metrics";
+    if (!known) { return at_once(refuse(404, "")); }
+    if (request.method != "GET" && request.method != "HEAD") { return at_once(refuse(405, "GET, HEAD")); }
+    if (path == "/health") { return tell_health(); }
+    if (path == "/metrics") { return at_once(tell_metrics()); }
+    return tell_info();
 }
 
 Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
 {
-    const auto began = std::chrono::steady_clock::now();
+    const auto began = Clock::now();
     Record record;
     record.time_ms = unix_ms();
     record.kind = to_string(kind);
     record.agent = printable(request.headers.get("User-Agent").substr(0, 80));
     std::shared_ptr<const Ground> ground;
-    int status = 200;
     auto boot = reader_.read(request.body);
     if (boot)
     {
@@ -64,36 +70,79 @@ Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
     }
     else
     {
-        status = 400;
         record.verdict = deny("request", "invalid authorization request: " + boot.error().message);
         ground = backend_.ground();
     }
     record.policy_hash = ground->policy_hash;
-    const auto took = std::chrono::steady_clock::now() - began;
-    record.latency_us = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(took).count());
-    Verdict verdict = record.verdict;
-    if (ledger_ == nullptr) { co_return http::json_response(status, answer_body(verdict, ground->gateway_app_id)); }
+    record.latency_us = us_since(began);
+    if (ledger_ == nullptr) { co_return tell(record, 0, record.verdict, *ground, began); }
     auto written = co_await ledger_->append(record);
-    if (!written)
+    if (written) { co_return tell(record, *written, record.verdict, *ground, began); }
+    const std::string why = written.error().message;
+    const Verdict verdict =
+        deny("ledger", "the decision could not be recorded: " + printable(why) + "; every boot is denied until it can");
+    co_return tell(record, 0, verdict, *ground, began);
+}
+
+/// At most so many lines in a second: the ledger has every decision, and a flood of questions must not become one of
+/// lines.
+bool Webhook::may_log(Clock::time_point now)
+{
+    if (now - log_second_ >= std::chrono::seconds{1})
     {
-        log::error("decision not recorded", {{"error", written.error().message}});
-        verdict = deny("ledger", "the decision could not be recorded: " + printable(written.error().message) +
-                                     "; every boot is denied until it can");
+        if (not_logged_ > 0) { log::info("decisions not logged", {{"count", not_logged_}}); }
+        log_second_ = now;
+        logged_ = 0;
+        not_logged_ = 0;
     }
-    else
+    if (logged_ < max_logged)
+    {
+        ++logged_;
+        return true;
+    }
+    ++not_logged_;
+    return false;
+}
+
+http::Response Webhook::tell(const Record& record, std::uint64_t sequence, const Verdict& verdict, const Ground& ground,
+                             Clock::time_point began)
+{
+    const auto now = Clock::now();
+    const auto took = std::chrono::duration_cast<std::chrono::microseconds>(now - began);
+    metrics_.count(record.kind, verdict.rule, verdict.allowed, static_cast<std::uint64_t>(took.count()));
+    if (may_log(now))
     {
         const std::string_view app_id = record.boot ? std::string_view{record.boot->app_id} : "";
-        if (verdict.allowed)
-        {
-            log::info("allowed", {{"kind", record.kind}, {"app_id", app_id}, {"decision", *written}});
-        }
+        if (verdict.allowed) { log::info("allowed", {{"kind", record.kind}, {"app_id", app_id}, {"decision", sequence}}); }
+        else if (verdict.rule == "ledger") { log::error("decision not recorded", {{"error", verdict.reason}}); }
         else
         {
             log::info("denied",
-                      {{"kind", record.kind}, {"app_id", app_id}, {"decision", *written}, {"rule", verdict.rule}});
+                      {{"kind", record.kind}, {"app_id", app_id}, {"decision", sequence}, {"rule", verdict.rule}});
         }
     }
-    co_return http::json_response(status, answer_body(verdict, ground->gateway_app_id));
+    const int status = record.boot ? 200 : 400;
+    return http::json_response(status, answer_body(verdict, ground.gateway_app_id));
+}
+
+http::Response Webhook::tell_metrics() const
+{
+    std::string body;
+    metrics_.append_to(body);
+    backend_.append_metrics(body);
+    if (ledger_ != nullptr)
+    {
+        append_gauge(body, "dstack_auth_ledger_ok", "1 when decisions can be recorded; 0: every boot is denied.",
+                     ledger_->trouble().empty() ? "1" : "0");
+        append_gauge(body, "dstack_auth_ledger_records", "The number of the newest record.", std::to_string(ledger_->sequence()));
+        append_gauge(body, "dstack_auth_ledger_lag_records", "Records that wait for the disk.", std::to_string(ledger_->lag()));
+        append_gauge(body, "dstack_auth_ledger_free_bytes", "Free on the ledger's disk.", std::to_string(ledger_->free_bytes()));
+    }
+    body += "# EOF\n";
+    http::Response out;
+    out.headers.set("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    out.body = std::move(body);
+    return out;
 }
 
 Task<http::Response> Webhook::tell_info()
