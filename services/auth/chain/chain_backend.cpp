@@ -101,7 +101,7 @@ class Driver final : public ChainBackend
     std::shared_ptr<const Ground> ground() const override { return ground_; }
     Task<Info> info() override;
     Task<auth::Health> health() override;
-    void append_metrics(std::string& out) const override { chain::append_metrics(out, knowledge(), info_); }
+    void append_metrics(std::string& out) const override { chain::append_metrics(out, knowledge(), newest_); }
 
   private:
     struct Head ///< the newest block that an endpoint told of
@@ -143,7 +143,8 @@ class Driver final : public ChainBackend
     std::minstd_rand chance_{std::random_device{}()};
     std::size_t questions_ = 0;
     std::shared_ptr<const Ground> ground_ = std::make_shared<const Ground>();
-    std::optional<InfoValues> info_;
+    std::optional<InfoValues> newest_; ///< of any question
+    std::optional<InfoValues> info_;   ///< of GET /'s
     std::string info_cause_ = "no rpc endpoint has been asked yet"; ///< why `info_` is not newer; empty: nothing is wrong
     bool refreshing_ = false;
     Event refreshed_;
@@ -165,6 +166,7 @@ void Driver::note(std::size_t endpoint, const Outcome<Answer>& outcome)
     if (failure == nullptr)
     {
         note_answer(health, loop_.now());
+        newest_ = InfoValues{std::get<Answer>(outcome), loop_.now()};
         if (was_bad) { log::info("rpc endpoint answers again", {{"endpoint", label}}); }
         return;
     }
@@ -416,6 +418,10 @@ Task<> Driver::probe(std::size_t endpoint)
     auto asking = ask_endpoint(endpoint, std::move(question), deadline);
     auto outcome = co_await asking;
     note(endpoint, outcome);
+    const auto* answer = std::get_if<Answer>(&outcome);
+    if (answer == nullptr || settings_.quorum > 1 || info_) { co_return; }
+    info_ = InfoValues{*answer, loop_.now()}; // so that GET / has something to tell when an outage begins now
+    info_cause_.clear();
 }
 
 Task<> Driver::keep_probing()
