@@ -47,6 +47,9 @@ class Backend
     /// Never fails and never waits without an end: what could not be found out is a denial whose reason names the
     /// cause. `boot` outlives the task. May be destroyed while it waits.
     virtual Task<Judgement> decide(Kind kind, const BootInfo& boot) = 0;
+    /// What is asked from here until the loop next waits may be answered from what is there now: called once for all
+    /// requests of one turn, after the last of them was read.
+    virtual void look() {}
     /// The same without waiting, where that can be: the short way of every request. nullopt: ask `decide`.
     virtual std::optional<Judgement> decide_now(Kind kind, const BootInfo& boot) = 0;
     /// The newest that is known, for the record of a request that was no question. Never null.

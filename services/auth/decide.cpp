@@ -85,7 +85,9 @@ class Checks
     void add(std::string_view rule, const AllowList<T>& list, const T& value, const std::string& text,
              std::string_view reason, Fix fix)
     {
-        if (list.allows(value, now_ms_)) { pass(rule, expectation(list, now_ms_), text); }
+        const bool allowed = list.allows(value, now_ms_);
+        if (allowed && !list.any && !list.limited && list.values.size() == 1) { pass(rule, text, text); }
+        else if (allowed) { pass(rule, expectation(list, now_ms_), text); }
         else { fail(rule, expectation(list, now_ms_), or_none(text), reason, ended_at(list, value), fix); }
     }
     /// The same of a hash: what is none (an empty osImageHash) passes only where any does.
@@ -193,8 +195,9 @@ Verdict deny(std::string_view rule, std::string reason)
 
 std::string answer_body(const Verdict& verdict, std::string_view gateway_app_id)
 {
-    std::string out =
-        verdict.allowed ? R"({"isAllowed":true,"gatewayAppId":)" : R"({"isAllowed":false,"gatewayAppId":)";
+    std::string out;
+    out.reserve(80 + gateway_app_id.size() + verdict.reason.size());
+    out += verdict.allowed ? R"({"isAllowed":true,"gatewayAppId":)" : R"({"isAllowed":false,"gatewayAppId":)";
     append_json_string(out, gateway_app_id);
     out += R"(,"reason":)";
     append_json_string(out, verdict.reason);

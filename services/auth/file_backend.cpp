@@ -22,7 +22,7 @@ Judgement FileBackend::judge(Kind kind, const BootInfo& boot, const std::shared_
 
 std::optional<Judgement> FileBackend::decide_now(Kind kind, const BootInfo& boot)
 {
-    const std::shared_ptr<const Snapshot>* snapshot = policy_.if_current();
+    const std::shared_ptr<const Snapshot>* snapshot = policy_.looked();
     if (snapshot == nullptr) { return std::nullopt; }
     look_at(*snapshot);
     return judge(kind, boot, *snapshot);

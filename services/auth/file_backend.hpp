@@ -13,6 +13,7 @@ class FileBackend final : public Backend
     FileBackend(Scope& scope, PolicyFile& policy, Ledger* ledger) : scope_(scope), policy_(policy), ledger_(ledger) {}
 
     Task<Judgement> decide(Kind kind, const BootInfo& boot) override;
+    void look() override { policy_.look(); }
     std::optional<Judgement> decide_now(Kind kind, const BootInfo& boot) override;
     std::shared_ptr<const Ground> ground() const override;
     Task<Info> info() override;

@@ -2,6 +2,7 @@
 #include "services/auth/json_reader.hpp"
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 
 namespace dstack::auth
 {
@@ -17,6 +18,18 @@ constexpr std::array<bool, 256> stops = []
     out['"'] = out['\\'] = true;
     return out;
 }();
+
+/// Whether one of eight bytes is such (a byte behind the first that is may be misjudged, which does not matter).
+bool has_stop(const char* at)
+{
+    constexpr std::uint64_t ones = 0x0101010101010101;
+    constexpr std::uint64_t tops = 0x8080808080808080;
+    std::uint64_t eight = 0;
+    std::memcpy(&eight, at, sizeof eight);
+    const auto has_zero = [](std::uint64_t x) { return (x - ones) & ~x & tops; };
+    const std::uint64_t control = (eight - ones * 0x20) & ~eight & tops;
+    return (control | has_zero(eight ^ ones * '"') | has_zero(eight ^ ones * '\\')) != 0;
+}
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -68,7 +81,7 @@ void append_utf8(std::string& out, std::uint32_t code)
 
 } // namespace
 
-JsonCursor::JsonCursor(std::string_view text, std::string_view root) : text_(text), root_(root)
+JsonCursor::JsonCursor(std::string_view text, std::string_view root, Places places) : text_(text), root_(root), places_(places)
 {
     if (!simdjson::validate_utf8(text.data(), text.size()))
     {
@@ -128,24 +141,26 @@ std::string JsonCursor::joined(std::size_t depth) const
     return out.empty() ? std::string{root_} : out;
 }
 
+void JsonCursor::complain(std::string text)
+{
+    failed_ = true;
+    complaint_ = std::move(text);
+    if (places_ == Places::lines) { complaint_ += " (line " + std::to_string(line()) + ")"; }
+}
+
 std::string JsonCursor::path() const { return joined(depth_); }
 
 bool JsonCursor::refuse(std::string_view why)
 {
     if (failed_) { return false; }
-    failed_ = true;
-    ((complaint_ = path()) += ": ") += why;
-    ((complaint_ += " (line ") += std::to_string(line())) += ')';
+    complain((path() += ": ") += why);
     return false;
 }
 
 bool JsonCursor::refuse_twice(std::string_view key)
 {
     if (failed_) { return false; }
-    failed_ = true;
-    complaint_ = joined(depth_ == 0 ? 0 : depth_ - 1);
-    ((complaint_ += ": the key \"") += shown(key)) += "\" comes twice";
-    ((complaint_ += " (line ") += std::to_string(line())) += ')';
+    complain(joined(depth_ == 0 ? 0 : depth_ - 1) + ": the key \"" + shown(key) + "\" comes twice");
     return false;
 }
 
@@ -340,6 +355,7 @@ bool JsonCursor::take_string(std::string_view& text)
     const std::size_t start = ++position_;
     const char* at = text_.data() + position_;
     const char* const text_end = text_.data() + text_.size();
+    while (text_end - at >= 8 && !has_stop(at)) { at += 8; }
     while (at != text_end && !stops[static_cast<unsigned char>(*at)]) { ++at; }
     position_ = static_cast<std::size_t>(at - text_.data());
     if (peek() == '"' && position_ < text_.size())

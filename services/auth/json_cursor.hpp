@@ -18,8 +18,13 @@ namespace dstack::auth
 class JsonCursor
 {
   public:
+    enum class Places
+    {
+        lines, ///< complaints about values end in "(line 7)"
+        none   ///< for texts that nobody edits
+    };
     /// `text` outlives the cursor. `root` names the whole in complaints.
-    JsonCursor(std::string_view text, std::string_view root);
+    JsonCursor(std::string_view text, std::string_view root, Places places = Places::lines);
 
     enum class Type
     {
@@ -79,9 +84,11 @@ class JsonCursor
     void skip_space();
     char peek() const { return position_ < text_.size() ? text_[position_] : '\0'; }
     std::string joined(std::size_t depth) const;
+    void complain(std::string text);
 
     std::string_view text_;
     std::string_view root_;
+    Places places_;
     std::size_t position_ = 0;
     mutable std::size_t counted_to_ = 0; ///< newlines before this offset are in `newlines_`
     mutable std::size_t newlines_ = 0;

@@ -37,8 +37,11 @@ int check(const dstack::auth::Plan& plan)
 int main(int argc, char** argv)
 {
     using dstack::auth::Plan;
-    // A policy of many apps is read into one block, and freed: such blocks go back to the system at once.
-    ::mallopt(M_MMAP_THRESHOLD, 256 * 1024);
+    // A policy of many apps is read into one block, and freed: such blocks go back to the system at once. What the ledger
+    // writes at a time does not come and go with each batch.
+    ::mallopt(M_MMAP_THRESHOLD, 1024 * 1024);
+    ::mallopt(M_TRIM_THRESHOLD, 1024 * 1024);
+    ::mallopt(M_TOP_PAD, 256 * 1024);
     ::mallopt(M_ARENA_MAX, 2);
     const Plan plan = dstack::auth::plan_of({argv + 1, argv + argc});
     switch (plan.kind)

@@ -193,10 +193,7 @@ Task<> take_apart(Loop& loop, std::shared_ptr<const Snapshot> old)
 
 } // namespace
 
-const std::shared_ptr<const Snapshot>* PolicyFile::if_current()
-{
-    return cached_ != nullptr && settled_ && identify(path_) == identity_ ? &cached_ : nullptr;
-}
+void PolicyFile::look() { fresh_ = cached_ != nullptr && settled_ && identify(path_) == identity_; }
 
 std::uint64_t PolicyFile::age_ms() const
 {

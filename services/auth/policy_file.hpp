@@ -27,8 +27,10 @@ class PolicyFile
     /// The file as it is at some moment between the call and the answer. Never an older one, also not when the new one
     /// is damaged.
     Task<std::shared_ptr<const Snapshot>> current();
-    /// The same when the file has to be looked at only, not read; else nullptr. Valid until the next call.
-    const std::shared_ptr<const Snapshot>* if_current();
+    /// Looks at the file; then `looked` is the same as `current` when it need not be read, else nullptr. Valid until the
+    /// next look.
+    void look();
+    const std::shared_ptr<const Snapshot>* looked() const { return fresh_ ? &cached_ : nullptr; }
     /// What was read last, without a look at the file; null before the first.
     const std::shared_ptr<const Snapshot>& last() const { return cached_; }
     /// Since the file that was read last was written; 0 when there was none.
@@ -77,6 +79,7 @@ class PolicyFile
     std::shared_ptr<const Snapshot> cached_;
     Identity identity_;
     bool settled_ = false;
+    bool fresh_ = false; ///< at the last look
     std::uint64_t turn_ = 0;      ///< counts questions and loads, so that a question knows which load began after it
     std::uint64_t load_turn_ = 0; ///< when the load behind `cached_` began
     Scope retired_;

@@ -50,7 +50,7 @@ class Service
     Service(Daemon& daemon, Config config, std::unique_ptr<Ledger> ledger, std::unique_ptr<Backend> other)
         : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), policy_(loop_, config_.policy_file),
           ledger_(std::move(ledger)), scope_(loop_), file_(scope_, policy_, ledger_.get()), other_(std::move(other)),
-          webhook_(other_ ? *other_ : file_, ledger_.get()), commands_(policy_, other_ ? nullptr : &file_, ledger_.get())
+          webhook_(loop_, other_ ? *other_ : file_, ledger_.get()), commands_(policy_, other_ ? nullptr : &file_, ledger_.get())
     {
     }
 

@@ -55,10 +55,19 @@ Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
     record.kind = to_string(kind);
     record.agent = printable(request.headers.get("User-Agent").substr(0, 80));
     std::shared_ptr<const Ground> ground;
-    auto boot = reader_.read(request.body);
-    if (boot)
+    record.boot.emplace();
+    auto read = read_boot_info(request.body, *record.boot);
+    if (read)
     {
-        record.boot = std::move(*boot);
+        // Decided together with all others that are read in this turn: one look at the policy is behind the reading of
+        // each, and serves them all.
+        const std::uint64_t number = ++asked_;
+        co_await next_turn(loop_);
+        if (looked_ < number)
+        {
+            backend_.look();
+            looked_ = asked_;
+        }
         auto judgement = backend_.decide_now(kind, *record.boot);
         if (!judgement)
         {
@@ -70,7 +79,8 @@ Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
     }
     else
     {
-        record.verdict = deny("request", "invalid authorization request: " + boot.error().message);
+        record.verdict = deny("request", "invalid authorization request: " + read.error().message);
+        record.boot.reset();
         ground = backend_.ground();
     }
     record.policy_hash = ground->policy_hash;

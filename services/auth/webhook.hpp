@@ -13,7 +13,7 @@ class Webhook
 {
   public:
     /// `ledger` null: nothing is written down.
-    Webhook(Backend& backend, Ledger* ledger) : backend_(backend), ledger_(ledger) {}
+    Webhook(Loop& loop, Backend& backend, Ledger* ledger) : loop_(loop), backend_(backend), ledger_(ledger) {}
     Task<http::Response> answer(http::Request request);
 
   private:
@@ -26,10 +26,12 @@ class Webhook
     http::Response tell(const Record& record, std::uint64_t sequence, const Verdict& verdict, const Ground& ground,
                         Clock::time_point began);
     bool may_log(Clock::time_point now);
+    Loop& loop_;
     Backend& backend_;
     Ledger* ledger_;
-    BootInfoReader reader_;
     Metrics metrics_;
+    std::uint64_t asked_ = 0;  ///< requests that were read
+    std::uint64_t looked_ = 0; ///< the backend looked after so many of them
     Clock::time_point log_second_{};
     std::uint32_t logged_ = 0;    ///< decisions in that second
     std::uint64_t not_logged_ = 0;

@@ -22,6 +22,7 @@ Task<int> dispatch(Session& session)
     if (verb == "trace") { co_return co_await show_trace(session); }
     if (verb == "bus services") { co_return co_await bus_services(session); }
     if (verb == "bus top") { co_return co_await bus_top(session); }
+    if (verb == "allow" || verb == "revoke") { co_return co_await change_policy(session); }
     if (verb == "logs") { co_return co_await show_logs(session); }
     co_return co_await change_app(session);
 }

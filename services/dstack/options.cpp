@@ -27,6 +27,8 @@ struct Words
     std::string memory;
     std::string timeout;
     std::string instance;
+    std::string how_long;
+    std::string until;
     bool debug = false;
     bool version = false;
     bool no_allow = false;
@@ -69,6 +71,33 @@ void add_deploy(CLI::App& app, Options& o, Words& w)
     deploy->add_flag("--no-allow", w.no_allow, "do not allow the compose hash: the policy must do so already");
     deploy->add_flag("--no-kms", w.no_kms, "an app without keys");
     deploy->add_flag("--wait,!--no-wait", o.wait, "wait until the app answers (default)");
+}
+
+void add_policy_changes(CLI::App& app, Options& o, Words& w)
+{
+    auto* allow = app.add_subcommand("allow", "let the KMS release keys to a compose hash of an app, or to an OS image");
+    auto* revoke = app.add_subcommand("revoke", "take that back: a hash, a whole app, or an OS image");
+    allow->add_option("--for", w.how_long, "only so long, such as 2h")->type_name("TIME");
+    allow->add_option("--until", w.until, "only until then (RFC 3339)")->type_name("TIME");
+    for (auto* verb : {allow, revoke})
+    {
+        verb->add_option("hash", o.hash, "compose hash, 64 hex digits");
+        verb->add_option("--app", o.app, "the app: its id, or the name of one that is deployed here");
+        verb->add_option("--image", o.image, "instead of an app: the hash of an OS image")->type_name("HASH");
+        verb->add_option("--reason", o.reason, "why, for the record");
+    }
+}
+
+/// What CLI11 cannot say: which of them go together.
+Result<Done> check_policy_change(const Options& o)
+{
+    const bool image = !o.image.empty();
+    const bool app = !o.app.empty();
+    if (image && (app || !o.hash.empty())) { return Error{Errc::invalid_argument, "--image stands alone: it allows an OS image, not an app", {}, {}}; }
+    if (image) { return Done{}; }
+    if (!app) { return Error{Errc::invalid_argument, o.verb + " needs --app APP (or --image HASH)", "see `dstack " + o.verb + " --help`", {}}; }
+    if (o.hash.empty() && o.verb == "allow") { return Error{Errc::invalid_argument, "allow needs a compose hash", "`dstack deploy --dry-run` shows the one of a compose file", {}}; }
+    return Done{};
 }
 
 CLI::App* add_app_verb(CLI::App& app, Options& o, const char* name, const char* about)
@@ -150,6 +179,25 @@ Result<Done> finish(Options& o, Words& w)
         if (!timeout) { return std::move(timeout).error().within("--timeout"); }
         o.timeout_ms = std::max<std::uint64_t>(*timeout, 1);
     }
+    if (!w.how_long.empty() && !w.until.empty()) { return Error{Errc::invalid_argument, "--for and --until say the same", "leave one of them away", {}}; }
+    if (!w.how_long.empty())
+    {
+        auto how_long = parse_duration(w.how_long);
+        if (!how_long) { return std::move(how_long).error().within("--for"); }
+        if (*how_long == 0) { return Error{Errc::invalid_argument, "--for: must be longer than nothing", {}, {}}; }
+        o.for_ms = *how_long;
+    }
+    if (!w.until.empty())
+    {
+        auto until = parse_time(w.until);
+        if (!until) { return std::move(until).error().within("--until"); }
+        o.until_ms = *until;
+    }
+    if (o.verb == "allow" || o.verb == "revoke")
+    {
+        auto fits = check_policy_change(o);
+        if (!fits) { return fits; }
+    }
     if (!w.instance.empty())
     {
         return Error{Errc::invalid_argument, "--instance: this version has no named instances", "use --prefix DIR for another instance on this host", {}};
@@ -191,6 +239,7 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
     add_globals(app, o, w);
     add_deploy(app, o, w);
     add_app_verbs(app, o);
+    add_policy_changes(app, o, w);
     add_streams(app, o);
     add_bus(app, o);
     for (auto* verb : app.get_subcommands({})) { verb->fallthrough(); }
@@ -229,7 +278,7 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
 std::string bash_completion()
 {
     return R"(_dstack() {
-    local verbs="deploy run ls apps ps info logs events trace bus stop start rm leases version completion"
+    local verbs="deploy run ls apps ps info logs events trace bus stop start rm allow revoke leases version completion"
     local flags="--json --quiet --verbose --no-color --no-input --yes --dry-run --timeout --prefix --host --token-file --help --version"
     if [ "$COMP_CWORD" -eq 1 ]; then
         COMPREPLY=($(compgen -W "$verbs $flags" -- "${COMP_WORDS[COMP_CWORD]}"))
@@ -238,6 +287,7 @@ std::string bash_completion()
     case "${COMP_WORDS[1]}" in
     info|logs|trace|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    allow|revoke) COMPREPLY=($(compgen -W "--app --image --for --until --reason $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     bus) COMPREPLY=($(compgen -W "services top $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     events) COMPREPLY=($(compgen -W "-f --from --type --subject --source --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     *) COMPREPLY=($(compgen -W "$flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;

@@ -48,6 +48,11 @@ struct Options
     std::string severity;
     bool force = false;
     std::string shell;
+
+    std::string hash;            ///< allow, revoke: a compose hash
+    std::string reason;
+    std::uint64_t for_ms = 0;    ///< allow: how long; 0: not said
+    std::uint64_t until_ms = 0;  ///< allow: unix time; 0: not said
 };
 
 /// Help, the version, or a mistake: text and how to leave.

@@ -9,6 +9,7 @@ Task<int> deploy(Session& session);
 Task<int> list_apps(Session& session);
 Task<int> app_info(Session& session);
 Task<int> change_app(Session& session); ///< stop, start, rm
+Task<int> change_policy(Session& session); ///< allow, revoke
 Task<int> show_leases(Session& session);
 Task<int> show_events(Session& session);
 Task<int> show_logs(Session& session);
