@@ -360,6 +360,33 @@ class BadEndpointTest(FakeCase):
         self.assertEqual(len(ended), 1)
 
 
+class NameServerTest(FakeCase):
+    def test_a_name_server_that_hangs_stops_nothing_else(self):
+        library = self.prefix.path / "slow_names.so"
+        source = Path(fake_rpc.__file__).parent / "slow_names.c"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
+        hanging = self.prefix.path / "hanging"
+        hanging.touch()
+        self.addCleanup(hanging.unlink, missing_ok=True)
+        fake, = self.fakes(1)
+        urls = [f"http://{name}.test:{fake.port}/SECRET" for name in "abcdef"]
+        auth = self.auth(urls, deadline_ms=1000, hedge_ms=100, allow_plain_http=True,
+                         environment={"LD_PRELOAD": str(library), "SLOW_NAMES": str(hanging)})
+        status, info = auth.info()
+        self.assertEqual((status, info["status"]), (500, "error"))
+        self.assertIn("rpc_", info["message"])
+        for _ in range(3):
+            self.assertIn("a.test", auth.denied())
+        self.assertEqual(len(auth.records()), 3)  # the ledger has the threads that it needs
+        self.assertEqual(fake.requests, [])
+        hanging.unlink()
+        wait_for(lambda: auth.verdict()["isAllowed"], "a decision when names can be found again", 60)
+        self.assertTrue(fake.requests[-1][1]["Host"].endswith(f".test:{fake.port}"))
+        hanging.touch()
+        self.assertTrue(auth.verdict()["isAllowed"])  # what was found is remembered
+        hanging.unlink()
+
+
 class SecretTest(FakeCase):
     def test_nothing_of_a_url_but_its_host_is_told(self):
         good, bad = self.fakes(2)
