@@ -21,7 +21,7 @@ def tools():
     except subprocess.TimeoutExpired:
         raise NotHere("its tools are not installed after 600 s") from None
     if done.returncode == 77:
-        raise NotHere(" ".join(done.stderr.split())[-300:])
+        raise NotHere(done.stderr.strip().splitlines()[-1])
     if done.returncode != 0:
         raise AssertionError(f"tests/chain/install: {done.stderr}")
     return Path(done.stdout.strip().splitlines()[-1])
