@@ -181,8 +181,10 @@ void Broker::on_hello(const Message& message)
             send(message.route, {wire::version, wire::refused, to_string(error.code), wire::error_body(error)});
             return;
         }
+        const bool moved = up && registration.route != message.route;
         registration.route = message.route;
         registration.last_seen_ms = unix_ms();
+        if (moved) { deliver_again(service); } // what was on its way over the old connection may be lost with it
         if (!up)
         {
             if (registration.pid != 0 && registration.pid != message.identity.pid) { ++registration.restarts; }
@@ -246,17 +248,22 @@ void Broker::service_down(const std::string& service, std::string_view reason)
     event.pid = registration.pid;
     event.reason = reason;
     say(std::move(event));
+    deliver_again(service);
+    for (const std::uint64_t delivery : calls_.all_of(service))
+    {
+        const Call* call = calls_.find(delivery);
+        if (!call->delivered) { continue; } // waits for the restart, until its deadline
+        fail_call(delivery, Error{Errc::unavailable, service + " went away while it worked on " + call->command,
+                                  "see `dstack events --type service.`; then try again", {}});
+    }
+}
+
+void Broker::deliver_again(const std::string& service)
+{
     for (const std::uint64_t delivery : calls_.all_of(service))
     {
         Call* call = calls_.find(delivery);
-        if (!call->delivered) { continue; } // waits for the restart, until its deadline
-        if (!call->key.empty())
-        {
-            call->delivered = false; // delivered again after the restart: the key makes that harmless
-            continue;
-        }
-        fail_call(delivery, Error{Errc::unavailable, service + " went away while it worked on " + call->command,
-                                  "see `dstack events --type service.`; then try again", {}});
+        if (!call->key.empty()) { call->delivered = false; } // the key makes that harmless
     }
 }
 

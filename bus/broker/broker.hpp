@@ -134,6 +134,8 @@ class Broker
     // services
     Registration* registered(const Message& message);
     void service_down(const std::string& service, std::string_view reason);
+    /// Marks the calls with a key that are on their way to it: they go out at its next hello.
+    void deliver_again(const std::string& service);
     void watch_death(Registration& registration);
     Task<> note_service(std::string service);
     void check_silence();

@@ -60,9 +60,9 @@ std::string begin_envelope(const EventHead& event)
         out += R"(,"traceparent":)";
         append_json_string(out, event.traceparent);
     }
-    const std::size_t data = (out += R"(,"data":)").size();
-    out += event.data;
-    std::replace(out.begin() + static_cast<std::ptrdiff_t>(data), out.end(), '\n', ' '); // only ever between two tokens; an event is one line
+    (out += R"(,"data":)") += event.data;
+    // An event is one line. In JSON a newline only ever stands between two tokens; nothing before the data has one.
+    if (event.data.find('\n') != std::string_view::npos) { std::replace(out.begin(), out.end(), '\n', ' '); }
     return out;
 }
 

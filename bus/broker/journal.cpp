@@ -4,6 +4,8 @@
 #include "shared/base/time.hpp"
 #include <algorithm>
 #include <array>
+#include <sys/resource.h>
+#include <unistd.h>
 
 namespace dstack::bus
 {
@@ -15,6 +17,14 @@ constexpr std::uint64_t keep_results_ms = 24ULL * 3600 * 1000;
 constexpr std::uint64_t trim_chunk = 2000;   ///< events removed in one transaction: others get their turn between two
 constexpr std::uint64_t count_slack = 1000;  ///< above max_events, so that not every append removes one
 constexpr std::uint64_t tick_ms = 10'000;    ///< between two entries of `ticks`
+
+/// What is read back is not urgent: the thread that reads (and does nothing else) leaves the cores to those that commit and tell.
+void give_way()
+{
+    constexpr int niceness = 10;
+    thread_local const int given = ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), niceness);
+    static_cast<void>(given); // where it may not, it reads as before
+}
 
 /// The sequence of an id that the journal has.
 Result<std::uint64_t> sequence_of(state::Connection& db, const std::string& id)
@@ -249,7 +259,11 @@ Task<Result<Done>> Journal::append(Batch batch)
 
 Task<Result<JournalPage>> Journal::read(JournalQuery query)
 {
-    auto select = [query = std::move(query), path = path_](state::Connection& db) { return read_page(db, path, query); };
+    auto select = [query = std::move(query), path = path_](state::Connection& db)
+    {
+        give_way();
+        return read_page(db, path, query);
+    };
     auto page = co_await reader_->run(std::move(select));
     if (!page) { co_return std::move(page).error().within("event journal"); }
     co_return page;

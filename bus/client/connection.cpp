@@ -16,6 +16,7 @@ constexpr std::uint64_t tick_ms = 2000;
 constexpr std::size_t max_queued_requests = 1024;
 constexpr std::size_t max_kept_replies = 4096;
 constexpr std::size_t max_outstanding = 16'384;
+constexpr int silent_ticks_limit = 4; ///< each began with a ping: nothing came for 8 s
 constexpr int closes_that_mean_no = 3; ///< one or two may be a broker that just ends
 } // namespace
 
@@ -94,6 +95,11 @@ Error Client::State::absent(std::string what) const
     {
         const bool mute = shaking_hands || silent_closes > 0;
         return Error{Errc::unavailable, what + where() + (mute ? " accepts the connection, and then does not speak as a bus" : " does not answer"), "is that its address, does it listen on tcp, does a firewall let this port and the next one through?", {}};
+    }
+    if (deaf || shaking_hands)
+    {
+        return Error{Errc::unavailable, what + where() + " does not answer, though its process is there",
+                     "is it stopped, or does its disk hang? `systemctl status dstack-bus`; a restart loses nothing that was acknowledged", {}};
     }
     return Error{Errc::unavailable, what + where() + " is not there", "start it: `dstackup dev up`, or `systemctl start dstack.target`", {}};
 }
@@ -207,6 +213,8 @@ void Client::State::welcomed()
 {
     welcome = true;
     goodbye = false;
+    deaf = false;
+    silent_ticks = 0;
     std::vector<Outstanding*> in_order;
     for (const auto& [id, request] : outstanding) { in_order.push_back(request); }
     std::sort(in_order.begin(), in_order.end(), [](const Outstanding* a, const Outstanding* b) { return a->number < b->number; });
@@ -240,6 +248,13 @@ void Client::State::transmit(std::string_view line)
 
 void Client::State::on_tick()
 {
+    if (welcome && ++silent_ticks > silent_ticks_limit)
+    {
+        // A process that is stopped or hangs: what is on its way is sent again when it is back, or another in its place.
+        deaf = true;
+        lost();
+        reconnect();
+    }
     if (welcome) { transmit(wire::joined({wire::version, wire::ping})); }
     else if (refusal && refusal->code == Errc::already_exists) { send_hello(); } // the one before us may be gone now
     else if (session_over) { reconnect(); } // the administrator may have changed the rules
@@ -250,6 +265,7 @@ void Client::State::on_message()
     wire::Frames frames;
     for (int i = 0; i < batch_per_turn && wire::receive(commands, frames); ++i)
     {
+        silent_ticks = 0;
         for (zmq::message_t& frame : frames) { handle(std::move(frame)); }
     }
 }

@@ -125,6 +125,8 @@ struct Client::State
     bool shaking_hands = false;    ///< connected, and no word yet of how the handshake went
     int unanswered_knocks = 0;     ///< attempts in a row that found nobody listening
     int silent_closes = 0;         ///< the peer closed, without a word, in the middle of this many handshakes in a row
+    bool deaf = false;             ///< the connection was given up because nothing came
+    int silent_ticks = 0;          ///< since the broker said something
     Event changed;
     std::uint64_t next_correlation = 1;
     std::unordered_map<std::string, Outstanding*> outstanding;

@@ -50,7 +50,7 @@ http::Response answer(const Result<std::string>& result, bool json)
 
 } // namespace
 
-Server::Server(Loop& loop, const Config& config, Loaded loaded, EventQueue& events)
+Server::Server(Loop& loop, const Config& config, Loaded loaded, bus::Publisher& events)
     : loop_(loop), config_(config), loaded_(std::move(loaded)), events_(events), webhook_(loop),
       http_(loop, limits(config), [this](http::Request request) { return handle(std::move(request)); })
 {
@@ -193,7 +193,7 @@ Task<Result<std::string>> Server::get_app_key(std::string body, std::string clie
                                 {"instance", boot.instance_id},
                                 {"compose_hash", boot.compose_hash},
                                 {"simulated", true}});
-    events_.add(schema::KeyReleased{boot.app_id, boot.instance_id, boot.compose_hash, true});
+    events_.emit(schema::KeyReleased{boot.app_id, boot.instance_id, boot.compose_hash, true});
     co_return encode(*keys);
 }
 
@@ -235,7 +235,7 @@ Task<Result<AuthReply>> Server::ask(attestation::BootInfo boot)
 
 void Server::refused(const attestation::BootInfo& boot, std::string_view reason)
 {
-    events_.add(schema::KeyRefused{boot.app_id, boot.instance_id, boot.compose_hash, std::string{reason}});
+    events_.emit(schema::KeyRefused{boot.app_id, boot.instance_id, boot.compose_hash, std::string{reason}});
 }
 
 } // namespace dstack::kms

@@ -1,6 +1,6 @@
 #pragma once
+#include "bus/client/publisher.hpp"
 #include "services/kms-local/config.hpp"
-#include "services/kms-local/events.hpp"
 #include "services/kms-local/key_store.hpp"
 #include "services/kms-local/release.hpp"
 #include "shared/http/client.hpp"
@@ -14,7 +14,7 @@ namespace dstack::kms
 class Server
 {
   public:
-    Server(Loop& loop, const Config& config, Loaded loaded, EventQueue& events);
+    Server(Loop& loop, const Config& config, Loaded loaded, bus::Publisher& events);
 
     /// TLS with a fresh certificate, then listens.
     Result<Done> listen();
@@ -34,7 +34,7 @@ class Server
     Loop& loop_;
     const Config& config_;
     Loaded loaded_;
-    EventQueue& events_;
+    bus::Publisher& events_;
     http::Client webhook_;
     std::uint64_t attestation_requests_ = 0;
     std::uint64_t attestation_failures_ = 0;

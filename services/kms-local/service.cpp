@@ -32,16 +32,18 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
     const Identity identity = loaded->identity;
     const bool bootstrapped = loaded->bootstrapped;
 
-    EventQueue events{daemon.loop(), config.bus_directory, "kms-local"};
-    Server server{daemon.loop(), config, std::move(*loaded), events};
+    auto events = bus::Publisher::open(daemon.loop(), state_dir, bus::ClientConfig{config.bus_directory, "kms-local"});
+    if (!events) { co_return std::move(events).error(); }
+    Server server{daemon.loop(), config, std::move(*loaded), **events};
     auto listening = server.listen();
     if (!listening) { co_return std::move(listening).error(); }
     if (bootstrapped)
     {
         log::warn("root keys made",
                   {{"ca_fingerprint", identity.ca_fingerprint}, {"k256_pubkey", identity.k256_pubkey}});
-        events.add(schema::KmsBootstrapped{identity.ca_fingerprint, identity.k256_pubkey});
+        (*events)->emit(schema::KmsBootstrapped{identity.ca_fingerprint, identity.k256_pubkey});
     }
+    (*events)->start();
     log::info("serving", {{"listen", config.listen},
                           {"port", server.port()},
                           {"ca_fingerprint", identity.ca_fingerprint},
@@ -52,7 +54,7 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
     const milliseconds for_requests{5'000};
     const milliseconds for_events{2'000};
     co_await server.drain(for_requests);
-    co_await events.drain(for_events);
+    co_await (*events)->stop(for_events);
     log::info("stopped");
     co_return Done{};
 }

@@ -12,9 +12,6 @@ namespace
 
 constexpr milliseconds stop_grace{5'000};
 constexpr milliseconds settle_limit{3'000}; ///< READY=1 does not wait longer for the first verdict
-constexpr milliseconds bus_attempt{60'000};
-constexpr milliseconds bus_pause{500};
-constexpr std::size_t max_waiting = 1024;
 constexpr std::size_t max_answer = 256 * 1024;
 
 std::string rfc3339_now()
@@ -48,11 +45,10 @@ std::string last_line(const std::string& path)
 
 std::string pin_file(const Config& config) { return config.state_dir + "/identity.json"; }
 
-Supervisor::Supervisor(Daemon& daemon, const Config& config, std::optional<Identity> pinned)
+Supervisor::Supervisor(Daemon& daemon, const Config& config, std::optional<Identity> pinned, bus::Publisher& events)
     : daemon_(daemon), loop_(daemon.loop()), config_(config),
       machine_(config.restart, config.local, config.probe_interval, std::move(pinned)), http_(loop_),
-      bus_(loop_, {config.bus_directory, "kms-supervisor"}), changed_(loop_), settled_(loop_), publish_(loop_),
-      scope_(loop_)
+      events_(events), changed_(loop_), settled_(loop_), scope_(loop_)
 {
 }
 
@@ -60,11 +56,11 @@ void Supervisor::give_up(std::string reason) { apply(machine_.gave_up(std::move(
 
 Task<Result<Done>> Supervisor::run()
 {
-    if (!config_.bus_directory.empty())
+    if (bus::Client* client = events_.client(); client != nullptr)
     {
-        bus_.serve<schema::KmsStatus>([this](schema::KmsStatus, bus::CallContext) { return status(); });
-        scope_.spawn(keep_publishing());
+        client->serve<schema::KmsStatus>([this](schema::KmsStatus, bus::CallContext) { return status(); });
     }
+    events_.start();
     if (config_.local) { scope_.spawn(keep_process()); }
     scope_.spawn(keep_probing());
     auto settled = settled_event();
@@ -76,7 +72,7 @@ Task<Result<Done>> Supervisor::run()
     co_await daemon_.stop_requested();
     scope_.cancel();
     const milliseconds goodbye{1'000};
-    if (!config_.bus_directory.empty()) { co_await bus_.disconnect(goodbye); }
+    co_await events_.stop(goodbye);
     log::info("stopped", {{"kms_pid", machine_.pid()}});
     co_return Done{};
 }
@@ -285,76 +281,26 @@ void Supervisor::tell(Notice notice)
 {
     const auto kms = snapshot();
     daemon_.status("kms " + kms.state + (kms.reason.empty() ? "" : ": " + kms.reason));
-    const auto add = [this, &kms](auto event)
-    {
-        waiting_.push_back(bus::Client::make_event(std::move(event)));
-        log::info("kms changed", {{"event", waiting_.back().type},
-                                  {"state", kms.state},
-                                  {"pid", kms.pid},
-                                  {"restarts", kms.restarts},
-                                  {"reason", kms.reason}});
-    };
     switch (notice)
     {
     case Notice::starting:
-        add(schema::KmsStarting{kms});
+        events_.emit(schema::KmsStarting{kms});
         break;
     case Notice::ready:
-        add(schema::KmsReady{kms});
+        events_.emit(schema::KmsReady{kms});
         break;
     case Notice::unready:
-        add(schema::KmsUnready{kms});
+        events_.emit(schema::KmsUnready{kms});
         break;
     case Notice::failed:
-        add(schema::KmsFailed{kms});
+        events_.emit(schema::KmsFailed{kms});
         break;
     case Notice::identity_pinned:
-        add(schema::KmsIdentityPinned{kms});
+        events_.emit(schema::KmsIdentityPinned{kms});
         break;
     case Notice::identity_changed:
-        add(schema::KmsIdentityChanged{kms, machine_.other().ca_fingerprint, machine_.other().k256_pubkey});
+        events_.emit(schema::KmsIdentityChanged{kms, machine_.other().ca_fingerprint, machine_.other().k256_pubkey});
         break;
-    }
-    if (config_.bus_directory.empty()) { waiting_.clear(); }
-    if (waiting_.size() > max_waiting)
-    {
-        log::error("event dropped", {{"type", waiting_.front().type}});
-        waiting_.pop_front();
-    }
-    publish_.set();
-}
-
-Task<> Supervisor::keep_publishing()
-{
-    for (;;)
-    {
-        auto connected = co_await bus_.connect(bus_attempt);
-        if (connected) { break; }
-        log::warn("bus not reached", {{"error", connected.error().message}});
-        co_await sleep_for(loop_, bus_pause);
-    }
-    for (;;)
-    {
-        if (waiting_.empty())
-        {
-            publish_.reset();
-            co_await publish_.wait();
-            continue;
-        }
-        bus::Client::OutgoingEvent event = std::move(waiting_.front());
-        waiting_.pop_front();
-        for (;;)
-        {
-            auto published = co_await bus_.publish_raw(event, bus_attempt);
-            if (published) { break; }
-            log::warn("event not published", {{"type", event.type}, {"error", published.error().message}});
-            const auto code = published.error().code;
-            if (code != Errc::unavailable && code != Errc::deadline_exceeded && code != Errc::resource_exhausted)
-            {
-                break;
-            }
-            co_await sleep_for(loop_, bus_pause);
-        }
     }
 }
 
@@ -382,7 +328,9 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
         else { damage = "pin_damaged: " + path + ": " + identity.error().message; }
     }
     else if (text.error().code != Errc::not_found) { damage = "pin_unreadable: " + text.error().message; }
-    Supervisor supervisor{daemon, config, std::move(pinned)};
+    auto events = bus::Publisher::open(daemon.loop(), config.state_dir, bus::ClientConfig{config.bus_directory, "kms-supervisor"});
+    if (!events) { co_return std::move(events).error(); }
+    Supervisor supervisor{daemon, config, std::move(pinned), **events};
     if (!damage.empty()) { supervisor.give_up(std::move(damage)); }
     co_return co_await supervisor.run();
 }

@@ -1,11 +1,10 @@
 #pragma once
-#include "bus/client/client.hpp"
+#include "bus/client/publisher.hpp"
 #include "bus/schema/kms.hpp"
 #include "services/kms-supervisor/machine.hpp"
 #include "shared/http/client.hpp"
 #include "shared/process/process.hpp"
 #include "shared/runtime/daemon.hpp"
-#include <deque>
 
 namespace dstack::kms_supervisor
 {
@@ -14,7 +13,7 @@ namespace dstack::kms_supervisor
 class Supervisor
 {
   public:
-    Supervisor(Daemon& daemon, const Config& config, std::optional<Identity> pinned);
+    Supervisor(Daemon& daemon, const Config& config, std::optional<Identity> pinned, bus::Publisher& events);
 
     /// Until the daemon is asked to stop. The KMS goes on running: the next supervisor adopts it.
     Task<Result<Done>> run();
@@ -29,7 +28,6 @@ class Supervisor
     Task<> keep_probing();
     Task<Probe> probe();
     Task<> pin(Identity identity);
-    Task<> keep_publishing();
     Task<Result<schema::KmsStatus::Reply>> status();
 
     void apply(Machine::Outcome outcome);
@@ -44,14 +42,12 @@ class Supervisor
     const Config& config_;
     Machine machine_;
     http::Client http_;
-    bus::Client bus_;
+    bus::Publisher& events_;
     std::optional<process::PidWatch> watch_;
     std::optional<std::string> kill_reason_;
     std::string observed_at_;
     Event changed_; ///< the process came or went: sleepers look again
     Event settled_; ///< the first verdict is there
-    std::deque<bus::Client::OutgoingEvent> waiting_;
-    Event publish_;
     Scope scope_; ///< last: its tasks use all of the above
 };
 

@@ -145,7 +145,7 @@ Task<Result<Done>> Vmm::notify(VmPtr vm, std::string event, std::string payload)
     case Kind::shutdown:
     case Kind::instance_info: break;
     }
-    co_await events_.kept();
+    co_await events_.kept(keep_limit);
     co_return Done{};
 }
 

@@ -27,7 +27,7 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
     // One VMM per state directory: two would start the same VM twice.
     auto lock = state::FileLock::acquire(config.state_dir + "/lock", milliseconds{3'000});
     if (!lock) { co_return std::move(lock).error().within("another dstack-vmm-local uses " + config.state_dir); }
-    auto events = Events::open(loop, config.state_dir, config.bus_directory);
+    auto events = bus::Publisher::open(loop, config.state_dir, bus::ClientConfig{config.bus_directory, "vmm-local"});
     if (!events) { co_return std::move(events).error(); }
     Vmm vmm{loop, config, **events};
     auto opened = co_await vmm.open();

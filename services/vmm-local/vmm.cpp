@@ -28,7 +28,7 @@ std::string now_text()
     return out.data();
 }
 
-Vmm::Vmm(Loop& loop, const Config& config, Events& events)
+Vmm::Vmm(Loop& loop, const Config& config, bus::Publisher& events)
     : loop_(loop), config_(config), events_(events), probe_(loop, config), image_lock_(loop), operations_(loop), background_(loop)
 {
 }

@@ -1,7 +1,8 @@
 #pragma once
+#include "bus/client/publisher.hpp"
+#include "bus/schema/vm.hpp"
 #include "services/vmm-local/accel_probe.hpp"
 #include "services/vmm-local/answers.hpp"
-#include "services/vmm-local/events.hpp"
 #include "services/vmm-local/qmp.hpp"
 #include "services/vmm-local/store.hpp"
 #include "shared/http/server.hpp"
@@ -10,6 +11,8 @@
 
 namespace dstack::vmm
 {
+
+inline constexpr milliseconds keep_limit{5'000}; ///< an answer waits no longer for its events to be durable
 
 /// One VM as this process knows it. What must survive the process is in `manifest` and `state`.
 struct Vm
@@ -46,7 +49,7 @@ using VmPtr = std::shared_ptr<Vm>;
 class Vmm
 {
   public:
-    Vmm(Loop& loop, const Config& config, Events& events);
+    Vmm(Loop& loop, const Config& config, bus::Publisher& events);
     Vmm(const Vmm&) = delete;
     Vmm& operator=(const Vmm&) = delete;
     ~Vmm();
@@ -107,7 +110,7 @@ class Vmm
         auto outcome = std::make_shared<Outcome<T>>(loop_);
         operations_.spawn(run_operation(std::move(operation), outcome));
         co_await outcome->done.wait();
-        co_await events_.kept(); // what was done is told, also when this process dies right after its answer
+        co_await events_.kept(keep_limit); // what was done is told, also when this process dies right after its answer
         co_return *outcome->value;
     }
 
@@ -158,7 +161,7 @@ class Vmm
 
     Loop& loop_;
     const Config& config_;
-    Events& events_;
+    bus::Publisher& events_;
     AccelProbe probe_;
     std::string host_seed_;
     std::shared_ptr<ImageDigests> digests_ = std::make_shared<ImageDigests>();

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import statistics
 import subprocess
@@ -51,9 +52,12 @@ class Driver:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        ended = self.process.poll()
         self.process.kill()
-        self.process.communicate()
+        told = self.process.communicate()[1]
+        if kind is None and ended:
+            raise AssertionError(f"{self.what}: ended before its time: {told}")
 
     def result(self):
         try:
@@ -320,6 +324,29 @@ def bench_commands(quick, say):
             bar("command_one_p50", middle(one, "p50_us"), "us", 300, middle(peer_one, "p50_us"), absolute=True)]
 
 
+def bench_isolation(quick, say):
+    """What a well-behaved caller notices of others: a command at a time, alone and beside each of them."""
+    count, seconds = 3_000, 4
+    alone, beside = [], {"stopped_subscribers": [], "vanishing": [], "garbage": [], "flood": []}
+    with Bus() as bus, bus.beside("serve", name="allocator"):
+        def calls():
+            return bus.drive("call", name="deployer", window=1, warmup=200, count=count)["p50_us"]
+
+        for _ in range(ROUNDS):
+            alone.append(calls())
+            with bus.beside("subscribe", subscribers=20, count=1000) as stopped, bus.beside("publish", name="logs", type="log.gap", rate=1000, count=1000 * seconds, ready=False):
+                stopped.process.send_signal(signal.SIGSTOP)
+                beside["stopped_subscribers"].append(calls())
+            with bus.beside("vanish", seconds=seconds):
+                beside["vanishing"].append(calls())
+            with bus.beside("garbage", seconds=seconds):
+                beside["garbage"].append(calls())
+            with bus.beside("publish", name="logs", type="log.gap", window=256, count=2_000_000, ready=False):
+                beside["flood"].append(calls())
+            say(f"  p50 {alone[-1]:.0f} us; " + ", ".join(f"beside {what} {runs[-1]:.0f}" for what, runs in beside.items()))
+    return [bar(f"command_p50_beside_{what}", statistics.median(runs), "us", 1.2, statistics.median(alone)) for what, runs in beside.items()]
+
+
 def fill(journal, events):
     """More events in a broker's journal (it is stopped): each like one that a driver published, with another id and sequence."""
     db = sqlite3.connect(journal, isolation_level=None)
@@ -376,7 +403,7 @@ def bench_start(quick, say):
 
 
 PARTS = {"publish": bench_publish, "one": bench_one, "live": bench_live, "fan_out": bench_fan_out, "replay": bench_replay, "commands": bench_commands,
-         "start": bench_start}
+         "isolation": bench_isolation, "start": bench_start}
 
 
 def run(quick, say, part=None):

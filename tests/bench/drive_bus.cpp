@@ -2,7 +2,9 @@
 // Which service it is depends on the path it is run from (exe: identity rules).
 #include "tests/bench/measure.hpp"
 #include <charconv>
+#include <ctime>
 #include <fcntl.h>
+#include <optional>
 #include <poll.h>
 #include <random>
 #include <unistd.h>
@@ -386,6 +388,59 @@ void call(const Arguments& args)
     report.print();
 }
 
+/// vanish: --at-once connections that say hello and are gone, again and again for --seconds.
+void vanish(const Arguments& args)
+{
+    const std::int64_t until = now_ns() + static_cast<std::int64_t>(args.number("seconds", 5)) * 1'000'000'000;
+    zmq::context_t context;
+    say_ready();
+    double count = 0;
+    while (now_ns() < until)
+    {
+        std::vector<zmq::socket_t> sockets;
+        for (std::size_t i = 0; i < args.number("at-once", 50); ++i)
+        {
+            zmq::socket_t& socket = sockets.emplace_back(context, zmq::socket_type::dealer);
+            socket.set(zmq::sockopt::linger, 0);
+            socket.connect("ipc://" + args.text("bus") + "/commands.sock");
+            send(socket, {"1", "hello", "", "1"});
+            ++count;
+        }
+        timespec pause{0, static_cast<long>(args.number("pause-ms", 100)) * 1'000'000};
+        ::nanosleep(&pause, nullptr);
+    }
+    Report report;
+    report.add("count", count);
+    report.print();
+}
+
+/// garbage: messages that are none, --rate a second for --seconds, over a new connection when one is cut.
+void garbage(const Arguments& args)
+{
+    const std::size_t rate = args.number("rate", 1000);
+    zmq::context_t context;
+    std::optional<zmq::socket_t> socket;
+    std::uint64_t sent = 0;
+    say_ready();
+    const auto some = [&](std::size_t due)
+    {
+        for (std::size_t i = 0; i < due; ++i, ++sent)
+        {
+            if (sent % 40 == 0) // by then the one before is ignored, and cut
+            {
+                socket.emplace(context, zmq::socket_type::dealer);
+                socket->set(zmq::sockopt::linger, 0);
+                socket->connect("ipc://" + args.text("bus") + "/commands.sock");
+            }
+            socket->send(zmq::buffer(std::string(400, static_cast<char>('a' + sent % 26))), zmq::send_flags::dontwait);
+        }
+    };
+    pace(rate * args.number("seconds", 5), rate, some, [](std::int64_t ns) { timespec pause{0, ns}; ::nanosleep(&pause, nullptr); });
+    Report report;
+    report.add("count", static_cast<double>(sent));
+    report.print();
+}
+
 /// append: --count times --size bytes and fdatasync at the end of --file, nothing else: what the disk allows.
 void append(const Arguments& args)
 {
@@ -413,7 +468,7 @@ int main(int argc, char** argv)
     const std::string_view verb = argc > 1 ? argv[1] : "";
     const Arguments args{argc, argv};
     for (const auto& [name, run] : std::initializer_list<std::pair<std::string_view, void (*)(const Arguments&)>>{
-             {"publish", publish}, {"subscribe", subscribe}, {"replay", replay}, {"serve", serve}, {"call", call}, {"append", append}})
+             {"publish", publish}, {"subscribe", subscribe}, {"replay", replay}, {"serve", serve}, {"call", call}, {"vanish", vanish}, {"garbage", garbage}, {"append", append}})
     {
         if (verb == name)
         {
@@ -421,5 +476,5 @@ int main(int argc, char** argv)
             return 0;
         }
     }
-    die("usage: drive_bus publish|subscribe|replay|serve|call|append --bus DIRECTORY [--OPTION VALUE]...");
+    die("usage: drive_bus publish|subscribe|replay|serve|call|vanish|garbage|append --bus DIRECTORY [--OPTION VALUE]...");
 }

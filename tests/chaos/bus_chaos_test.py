@@ -12,7 +12,7 @@ import unittest
 from bus_test import Bus
 from mesh import TOP, Prefix, wait_for
 
-SECONDS = float(os.environ.get("DSTACK_CHAOS_SECONDS", "270"))
+SECONDS = float(os.environ.get("DSTACK_CHAOS_SECONDS", "300"))
 SEED = int(os.environ.get("DSTACK_CHAOS_SEED") or int.from_bytes(os.urandom(4), "big"))
 PYTHON = "/usr/bin/python3"  # the distribution's: it has python3-zmq
 

@@ -50,6 +50,17 @@ class Bus:
             probe.kill()
 
 
+def sockets(probe):
+    """Of its process, by inode."""
+    links = []
+    for fd in Path(f"/proc/{probe.process.pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(fd))
+        except FileNotFoundError:
+            pass  # closed meanwhile
+    return sorted(link for link in links if link.startswith("socket:"))
+
+
 class Probe:
     """A probe in the background whose lines can be awaited."""
 
@@ -151,6 +162,22 @@ class BusTest(unittest.TestCase):
         self.serve()
         waiting.expect(lambda lines: lines == ['ok {"leases":[],"answer":1}'], "the answer")
         self.bus.probes[0].kill()
+
+    def test_a_broker_that_hangs_is_noticed_and_taken_back(self):
+        self.serve(delay_ms=0)
+        waiting = self.bus.start("deployer", "serve", "deployer", "app.list", "0")
+        waiting.expect(lambda lines: "ready" in lines, "the service registers")
+        before = sockets(waiting)
+        os.kill(self.bus.broker.pid, signal.SIGSTOP)
+        try:
+            answers = self.bus.run("deployer", "call", "lease.list", "{}", "hung", "1000")
+            self.assertRegex(answers[0], "error unavailable .* does not answer, though its process is there")
+            late = self.bus.start("deployer", "call", "lease.list", "{}", "late", "60000")
+            wait_for(lambda: sockets(waiting) != before, "the silent connection is given up", deadline=30)
+        finally:
+            os.kill(self.bus.broker.pid, signal.SIGCONT)
+        late.expect(lambda lines: lines and lines[0].startswith("ok"), "what waited is answered", 30)
+        wait_for(lambda: (self.bus.run("operator", "call", "app.list", "{}", "", "2000") or [""])[0].startswith("ok"), "the service is back", deadline=30)
 
     def test_a_deadline_is_kept_while_others_call_without_a_pause(self):
         self.serve(delay_ms=600_000)  # lease.list has no answer

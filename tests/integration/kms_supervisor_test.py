@@ -106,6 +106,25 @@ class Life(Case):
         os.kill(kms, signal.SIGKILL)  # an adopted one is watched like any other
         self.wait_for_event("kms.ready", such_that=lambda data: data["pid"] != kms)
 
+    def test_what_was_said_to_no_bus_is_published_by_the_next_process(self):
+        bus = self.prefix.services["bus"]
+        bus.stop()
+        self.supervise()
+        outbox = self.prefix.state("kms-supervisor") / "outbox.db"
+
+        def kept():
+            with sqlite3.connect(f"file:{outbox}?mode=ro", uri=True) as database:
+                return [row[0] for row in database.execute("SELECT type FROM outbox ORDER BY number")]
+
+        wait_for(lambda: "kms.ready" in kept(), "its events are kept")
+        said = kept()
+        self.supervisor.kill()
+        bus.start()
+        self.supervise()
+        wait_for(lambda: len([kind for kind, _ in self.events() if kind != "kms.bootstrapped"]) > len(said), "they are published")
+        self.assertEqual([kind for kind, _ in self.events() if kind != "kms.bootstrapped"][:len(said)], said)
+        wait_for(lambda: any(kind == "kms.bootstrapped" for kind, _ in self.events()), "the KMS', too")
+
     def test_a_webhook_outage_is_unready_and_restarts_nothing(self):
         self.supervise()
         self.wait_for_event("kms.ready")
