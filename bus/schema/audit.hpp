@@ -26,7 +26,7 @@ struct AuthLedgerChanged
 
 struct AuthAudit
 {
-    static constexpr CommandType type{"auth.audit", "auth", Role::viewer, "", 1, "Records of the decision ledger, newest first."};
+    static constexpr CommandType type{"auth.audit", "auth", Role::viewer, "", 1, "Records of the decision ledger."};
     std::string app_id;
     std::string kind;
     bool denied = false;
@@ -34,6 +34,7 @@ struct AuthAudit
     std::uint64_t since_ms = 0;
     std::uint64_t sequence = 0;
     std::uint64_t before = 0;
+    std::uint64_t from = 0;
     std::uint32_t limit = 50;
     void describe(Fields& f)
     {
@@ -44,6 +45,7 @@ struct AuthAudit
         f.optional("since_ms", since_ms, "only records from this time on, unix time in ms");
         f.optional("sequence", sequence, "only this record");
         f.optional("before", before, "only records with a smaller number: the `next` of the page before");
+        f.optional("from", from, "oldest first, from this number on: 1, or the `next` of the page before");
         f.optional("limit", limit, "at most this many, 1 to 1000");
     }
     struct Reply
@@ -53,8 +55,8 @@ struct AuthAudit
         std::uint64_t newest = 0;
         void describe(Fields& f)
         {
-            f("records", records, "lines of the ledger, newest first");
-            f("next", next, "pass as `before` for what is older; 0: there is no more");
+            f("records", records, "lines of the ledger, newest first unless `from` is given");
+            f("next", next, "pass as `before`, or as `from`, for what follows; 0: there is no more");
             f("newest", newest, "the number of the newest record");
         }
     };

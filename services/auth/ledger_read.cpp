@@ -135,6 +135,38 @@ Result<bool> scan_backwards(const LedgerSnapshot& ledger, std::uint64_t before, 
     return true;
 }
 
+Result<bool> scan_forwards(const LedgerSnapshot& ledger, std::uint64_t from, std::uint64_t max_bytes,
+                           const std::function<bool(std::string_view)>& take)
+{
+    from = std::max<std::uint64_t>(from, 1);
+    if (from > ledger.newest) { return true; }
+    std::uint64_t left = max_bytes;
+    for (std::size_t index = index_of(ledger, from); index < ledger.files.size(); ++index)
+    {
+        auto part = open_part(ledger, index);
+        if (!part) { return std::move(part).error(); }
+        std::uint64_t start = 0;
+        if (from > ledger.files[index])
+        {
+            auto found = ledger::find_record(part->file.fd(), part->end, from);
+            if (!found) { return std::move(found).error(); }
+            start = *found;
+        }
+        ledger::LineReader reader{part->file.fd(), start};
+        std::string_view line;
+        while (reader.position() < part->end)
+        {
+            auto got = reader.next(line);
+            if (!got) { return std::move(got).error(); }
+            if (!*got) { break; }
+            if (left < line.size() + 1) { return false; }
+            left -= line.size() + 1;
+            if (!take(line)) { return true; }
+        }
+    }
+    return true;
+}
+
 Result<std::string> read_line(const LedgerSnapshot& ledger, std::uint64_t sequence)
 {
     const Error missing{Errc::not_found, "there is no record " + std::to_string(sequence),

@@ -23,6 +23,10 @@ Result<EntryPage> read_entries(const LedgerSnapshot& ledger, std::uint64_t from,
 Result<bool> scan_backwards(const LedgerSnapshot& ledger, std::uint64_t before, std::uint64_t max_bytes,
                             const std::function<bool(std::string_view)>& take);
 
+/// The same with the lines from record `from` on, oldest first.
+Result<bool> scan_forwards(const LedgerSnapshot& ledger, std::uint64_t from, std::uint64_t max_bytes,
+                           const std::function<bool(std::string_view)>& take);
+
 /// not_found when there is no such record.
 Result<std::string> read_line(const LedgerSnapshot& ledger, std::uint64_t sequence);
 

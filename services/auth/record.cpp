@@ -2,6 +2,7 @@
 #include "services/auth/json_reader.hpp"
 #include "services/auth/json_text.hpp"
 #include "shared/base/time.hpp"
+#include "shared/ledger/format.hpp"
 #include <algorithm>
 #include <charconv>
 
@@ -13,26 +14,26 @@ namespace
 
 using simdjson::dom::element;
 
-/// What of the boot a rule looks at: a check leaves it out when it is what came.
-struct Judged
+struct Member
 {
-    std::string_view rule;
     std::string_view key;
     std::string BootInfo::*member;
 };
-constexpr std::array<Judged, 6> judged{{
-    {"tcb_status", "tcbStatus", &BootInfo::tcb_status},
-    {"os_image", "osImageHash", &BootInfo::os_image_hash},
-    {"app", "appId", &BootInfo::app_id},
-    {"compose_hash", "composeHash", &BootInfo::compose_hash},
-    {"device", "deviceId", &BootInfo::device_id},
-    {"aggregated_mr", "mrAggregated", &BootInfo::mr_aggregated},
+constexpr std::array<Member, 6> members{{
+    {"tcbStatus", &BootInfo::tcb_status},
+    {"osImageHash", &BootInfo::os_image_hash},
+    {"appId", &BootInfo::app_id},
+    {"composeHash", &BootInfo::compose_hash},
+    {"deviceId", &BootInfo::device_id},
+    {"mrAggregated", &BootInfo::mr_aggregated},
 }};
 
-const Judged* judged_by(std::string_view rule)
+/// What of the boot a rule looks at; null when it is more than one value.
+const std::string* judged_by(const BootInfo& boot, std::string_view rule)
 {
-    const auto* found = std::find_if(judged.begin(), judged.end(), [rule](const Judged& one) { return one.rule == rule; });
-    return found == judged.end() ? nullptr : found;
+    const std::string_view key = ledger::boot_key_of(rule);
+    const auto* found = std::find_if(members.begin(), members.end(), [key](const Member& one) { return one.key == key; });
+    return found == members.end() ? nullptr : &(boot.*found->member);
 }
 
 /// For text that needs no escapes: hex, and keys.
@@ -87,8 +88,8 @@ void add_check(std::string& out, const RuleResult& rule, const BootInfo* boot)
 {
     add(out, "[", rule.rule);
     out.append(rule.pass ? ",true" : ",false");
-    const Judged* of = boot == nullptr ? nullptr : judged_by(rule.rule);
-    const bool same_got = of != nullptr && rule.got == boot->*of->member;
+    const std::string* value = boot == nullptr ? nullptr : judged_by(*boot, rule.rule);
+    const bool same_got = value != nullptr && rule.got == *value;
     if (!same_got || rule.expected != rule.got) { add(out, ",", rule.expected); }
     if (!same_got) { add(out, ",", rule.got); }
     out += ']';
@@ -156,8 +157,8 @@ schema::Check check_of(const simdjson::dom::array& words, const std::optional<Bo
     schema::Check out;
     out.rule = text_of(words.at(0));
     out.pass = flag_of(words.at(1));
-    const Judged* of = judged_by(out.rule);
-    out.got = words.size() > 3 ? text_of(words.at(3)) : of != nullptr && boot ? (*boot).*of->member : std::string{};
+    const std::string* value = boot ? judged_by(*boot, out.rule) : nullptr;
+    out.got = words.size() > 3 ? text_of(words.at(3)) : value != nullptr ? *value : std::string{};
     out.expected = words.size() > 2 ? text_of(words.at(2)) : out.got;
     return out;
 }

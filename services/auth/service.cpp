@@ -1,5 +1,6 @@
 #include "services/auth/service.hpp"
 #include "bus/client/client.hpp"
+#include "services/auth/audit_commands.hpp"
 #include "services/auth/chain/chain_backend.hpp"
 #include "services/auth/policy_commands.hpp"
 #include "services/auth/policy_edit.hpp"
@@ -50,7 +51,8 @@ class Service
     Service(Daemon& daemon, Config config, std::unique_ptr<Ledger> ledger, std::unique_ptr<Backend> other)
         : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), policy_(loop_, config_.policy_file),
           ledger_(std::move(ledger)), scope_(loop_), file_(scope_, policy_, ledger_.get()), other_(std::move(other)),
-          webhook_(loop_, other_ ? *other_ : file_, ledger_.get()), commands_(policy_, other_ ? nullptr : &file_, ledger_.get())
+          webhook_(loop_, other_ ? *other_ : file_, ledger_.get()), commands_(policy_, other_ ? nullptr : &file_, ledger_.get()),
+          audit_(loop_, ledger_.get(), other_ ? nullptr : &policy_, other_ ? *other_ : file_)
     {
     }
 
@@ -65,8 +67,6 @@ class Service
     void serve_commands();
     bus::Client::OutgoingEvent event_of(const Entry& entry) const;
 
-    Task<Result<schema::AuthDecisions::Reply>> decisions(schema::AuthDecisions request, bus::CallContext context);
-
     Daemon& daemon_;
     Loop& loop_;
     Config config_;
@@ -78,6 +78,7 @@ class Service
     std::unique_ptr<Backend> other_; ///< set: it decides, and the file does not
     Webhook webhook_;
     PolicyCommands commands_;
+    AuditCommands audit_;
 };
 
 Task<Result<Done>> Service::run()
@@ -89,11 +90,7 @@ Task<Result<Done>> Service::run()
         if (!written) { co_return std::move(written).error(); }
         created = *written;
     }
-    if (ledger_)
-    {
-        scope_.spawn(ledger_->run());
-        scope_.spawn(watch_ledger());
-    }
+    if (ledger_) { scope_.spawn(ledger_->run()); }
     if (!other_) { co_await file_.begin(created); }
 
     http::Server server{loop_, limits_of(config_),
@@ -107,6 +104,7 @@ Task<Result<Done>> Service::run()
         scope_.spawn(connect());
         scope_.spawn(publish());
     }
+    if (ledger_) { scope_.spawn(watch_ledger()); }
     daemon_.ready();
     log::info("serving", {{"listen", config_.listen},
                           {"port", server.port()},
@@ -208,36 +206,11 @@ Task<> Service::publish()
     }
 }
 
-/// Says how the ledger fares when that changes; damage ends the process.
+/// Damage that is found while it runs ends the process.
 Task<> Service::watch_ledger()
 {
-    std::string told;
-    for (;;)
-    {
-        ledger_->changed().reset();
-        const std::string& trouble = ledger_->trouble();
-        schema::AuthLedgerChanged now;
-        now.state = !trouble.empty() ? "failing" : ledger_->warning().empty() ? "ok" : "low";
-        now.reason = trouble.empty() ? ledger_->warning() : trouble;
-        now.free_bytes = ledger_->free_bytes();
-        now.denied = ledger_->denied();
-        if (ledger_->damage()) { daemon_.request_stop(); }
-        if (now.state + now.reason != told && (now.state != "ok" || !told.empty()))
-        {
-            if (now.state == "failing") { log::error("ledger cannot be written: every boot is denied", {{"error", now.reason}}); }
-            else if (now.state == "low") { log::warn("ledger needs attention", {{"reason", now.reason}}); }
-            else { log::info("ledger is well again"); }
-            told = now.state + now.reason;
-            if (bus_)
-            {
-                auto event = bus::Client::make_event(now);
-                auto sent = co_await bus_->publish_raw(std::move(event), publish_limit);
-                if (!sent) { log::warn("event not published", {{"error", sent.error().message}}); }
-                continue;
-            }
-        }
-        co_await ledger_->changed().wait();
-    }
+    co_await audit_.watch(bus_.get());
+    daemon_.request_stop();
 }
 
 Task<> Service::store_cursor(std::uint64_t sequence)
@@ -250,23 +223,8 @@ Task<> Service::store_cursor(std::uint64_t sequence)
 
 void Service::serve_commands()
 {
-    using bus::CallContext;
     commands_.serve(*bus_);
-    bus_->serve<schema::AuthDecisions>([this](schema::AuthDecisions request, CallContext context)
-                                       { return decisions(std::move(request), std::move(context)); });
-}
-
-Task<Result<schema::AuthDecisions::Reply>> Service::decisions(schema::AuthDecisions request, bus::CallContext)
-{
-    if (request.limit < 1 || request.limit > 1000)
-    {
-        co_return Error{Errc::invalid_argument, "limit: must be in 1..1000", {}, {}};
-    }
-    schema::AuthDecisions::Reply reply;
-    auto found = co_await ledger_->newest(std::move(request.app_id), request.limit);
-    if (!found) { co_return std::move(found).error(); }
-    reply.decisions = std::move(*found);
-    co_return reply;
+    audit_.serve(*bus_);
 }
 
 } // namespace

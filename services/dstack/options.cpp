@@ -153,6 +153,44 @@ void add_app_verbs(CLI::App& app, Options& o)
     completion->add_option("shell", o.shell, "bash")->required()->check(CLI::IsMember({"bash"}));
 }
 
+void add_record_filters(CLI::App& verb, Options& o)
+{
+    verb.add_option("--app", o.app, "only of this app: name or app id");
+    verb.add_option("--kind", o.kind, "only this kind")->check(CLI::IsMember({"app", "kms", "policy", "repair"}));
+    verb.add_flag("--denied", o.denied, "only decisions that denied");
+    verb.add_flag("--allowed", o.allowed, "only decisions that allowed");
+    verb.add_option("--since", o.since, "only from this time on (RFC 3339), or how long ago (2h)")->type_name("TIME|AGE");
+}
+
+void add_audit(CLI::App& app, Options& o)
+{
+    auto* audit = app.add_subcommand("audit", "the decision ledger: every answer that the KMS got, and every change of the policy");
+    audit->require_subcommand(1);
+    auto* list = audit->add_subcommand("list", "records, newest first");
+    add_record_filters(*list, o);
+    list->add_option("--limit", o.limit, "at most this many")->capture_default_str()->check(CLI::Range(1U, 1'000'000U));
+    auto* show = audit->add_subcommand("show", "one record, with every rule that was checked");
+    show->add_option("record", o.decision, "its number")->required();
+    add_record_filters(*audit->add_subcommand("export", "the records as they are in the ledger, one JSON object per line, oldest first"), o);
+    auto* verify = audit->add_subcommand("verify", "walk the ledger's files, without the service: is every record as it was written?");
+    verify->add_option("--dir", o.directory, "where the ledger is; default: of the instance on this host")->type_name("DIR");
+    verify->add_option("--key", o.key_file, "the public key of its checkpoints; default: checkpoint.pub beside it")->type_name("FILE");
+    verify->add_option("--expect", o.expect, "that record must be there with that hash, as an earlier verify said")->type_name("RECORD:HASH");
+    auto* why = app.add_subcommand("why", "why a boot got its keys or not: the checks, the changes of the policy behind it, and what would allow it");
+    why->add_option("id", o.app, "an app (its last decision), a VM, or the number of a decision")->required();
+    auto* policy = app.add_subcommand("policy", "who may boot");
+    policy->require_subcommand(1);
+    auto* test = policy->add_subcommand("test", "decide boots without telling anybody: which would flip?");
+    test->add_option("--boot-info", o.boot_info, "a body as the KMS posts it; - is stdin")->type_name("FILE");
+    test->add_option("--kind", o.kind, "what that body is of")->check(CLI::IsMember({"app", "kms"}));
+    test->add_option("--decision", o.decision, "the boot of that decision")->type_name("NUMBER");
+    test->add_option("--last", o.last, "the boots of the newest decisions")->type_name("N")->check(CLI::Range(1U, 100'000U));
+    test->add_option("--with", o.with, "this policy instead of the one in force; - is stdin")->type_name("FILE");
+    test->add_flag("--exit-code", o.with_exit_code, "exit 11 when a decision would be another");
+    for (auto* verb : audit->get_subcommands({})) { verb->fallthrough(); }
+    test->fallthrough();
+}
+
 /// Before CLI11 understands anything: does the caller want documents?
 bool asks_for_json(int argc, const char* const* argv)
 {
@@ -212,6 +250,12 @@ Result<Done> finish(Options& o, Words& w)
         if (!host) { return std::move(host).error().within("--host"); }
     }
     if (o.token_file == "-" && o.compose == "-") { return Error{Errc::invalid_argument, "stdin cannot be both the token and the compose file", "put one of them into a file", {}}; }
+    if (o.denied && o.allowed) { return Error{Errc::invalid_argument, "--denied and --allowed leave nothing", "leave one of them away", {}}; }
+    if (o.verb == "policy test" && (o.boot_info.empty() ? 0 : 1) + (o.decision == 0 ? 0 : 1) + (o.last == 0 ? 0 : 1) != 1)
+    {
+        return Error{Errc::invalid_argument, "policy test needs one of --boot-info, --decision and --last", "see `dstack policy test --help`", {}};
+    }
+    if (o.boot_info == "-" && o.with == "-") { return Error{Errc::invalid_argument, "stdin cannot be both the boot and the policy", "put one of them into a file", {}}; }
     o.allow = !w.no_allow;
     o.kms = !w.no_kms;
     o.verbose = o.verbose || w.debug;
@@ -242,6 +286,7 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
     add_policy_changes(app, o, w);
     add_streams(app, o);
     add_bus(app, o);
+    add_audit(app, o);
     for (auto* verb : app.get_subcommands({})) { verb->fallthrough(); }
     app.require_subcommand(0, 1);
     try
@@ -278,16 +323,18 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
 std::string bash_completion()
 {
     return R"(_dstack() {
-    local verbs="deploy run ls apps ps info logs events trace bus stop start rm allow revoke leases version completion"
+    local verbs="deploy run ls apps ps info logs events trace why audit policy bus stop start rm allow revoke leases version completion"
     local flags="--json --quiet --verbose --no-color --no-input --yes --dry-run --timeout --prefix --host --token-file --help --version"
     if [ "$COMP_CWORD" -eq 1 ]; then
         COMPREPLY=($(compgen -W "$verbs $flags" -- "${COMP_WORDS[COMP_CWORD]}"))
         return
     fi
     case "${COMP_WORDS[1]}" in
-    info|logs|trace|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    info|logs|trace|why|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     allow|revoke) COMPREPLY=($(compgen -W "--app --image --for --until --reason $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    audit) COMPREPLY=($(compgen -W "list show export verify --app --kind --denied --allowed --since --limit --dir --key --expect $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    policy) COMPREPLY=($(compgen -f -W "test --boot-info --decision --last --with --exit-code $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     bus) COMPREPLY=($(compgen -W "services top $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     events) COMPREPLY=($(compgen -W "-f --from --type --subject --source --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     *) COMPREPLY=($(compgen -W "$flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;

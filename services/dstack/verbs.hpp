@@ -16,5 +16,11 @@ Task<int> show_logs(Session& session);
 Task<int> show_trace(Session& session);
 Task<int> bus_services(Session& session);
 Task<int> bus_top(Session& session);
+Task<int> audit_list(Session& session);
+Task<int> audit_show(Session& session);
+Task<int> audit_export(Session& session);
+Task<int> audit_verify(Session& session); ///< without the bus
+Task<int> show_why(Session& session);
+Task<int> policy_test(Session& session);
 
 } // namespace dstack::cli
