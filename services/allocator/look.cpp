@@ -259,11 +259,12 @@ std::vector<VsockListener> Looker::vsock_listeners()
     }
 }
 
-/// Takes out of `wanted` what this process has open.
-void Looker::read_descriptors(long pid, std::vector<std::uint64_t>& wanted)
+/// How many of `wanted` (sorted) this process has open that had no owner before.
+std::size_t Looker::read_descriptors(long pid, const std::vector<std::uint64_t>& wanted)
 {
     const Fd folder{::openat(proc_fd_, (std::to_string(pid) + "/fd").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-    if (folder.get() < 0) { return; }
+    if (folder.get() < 0) { return 0; }
+    std::size_t found = 0;
     constexpr std::string_view prefix = "socket:[";
     std::array<char, 64> target{};
     each_entry(folder.get(), buffer_,
@@ -276,9 +277,13 @@ void Looker::read_descriptors(long pid, std::vector<std::uint64_t>& wanted)
                    if (!text.starts_with(prefix) || !text.ends_with(']')) { return; }
                    if (!whole_number(text.substr(prefix.size(), text.size() - prefix.size() - 1), inode)) { return; }
                    const auto at = std::lower_bound(wanted.begin(), wanted.end(), inode);
-                   if (at == wanted.end() || *at != inode || owners_[inode] != 0) { return; }
-                   owners_[inode] = pid;
+                   if (at == wanted.end() || *at != inode) { return; }
+                   long& owner = owners_[inode];
+                   if (owner != 0) { return; }
+                   owner = pid;
+                   ++found;
                });
+    return found;
 }
 
 void Looker::find_owners(const std::vector<std::uint64_t>& inodes)
@@ -298,12 +303,9 @@ void Looker::find_owners(const std::vector<std::uint64_t>& inodes)
     }
     if (wanted.empty()) { return; }
     std::sort(wanted.begin(), wanted.end());
+    wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
     std::size_t left = wanted.size();
-    const auto search = [&](long pid)
-    {
-        read_descriptors(pid, wanted);
-        left = static_cast<std::size_t>(std::count_if(wanted.begin(), wanted.end(), [&](std::uint64_t inode) { return owners_[inode] == 0; }));
-    };
+    const auto search = [&](long pid) { left -= read_descriptors(pid, wanted); };
     // Those that have sockets have more of them.
     std::sort(likely.begin(), likely.end());
     likely.erase(std::unique(likely.begin(), likely.end()), likely.end());

@@ -65,7 +65,7 @@ class Looker
     std::vector<VsockListener> vsock_listeners();
     /// Whose sockets these are.
     void find_owners(const std::vector<std::uint64_t>& inodes);
-    void read_descriptors(long pid, std::vector<std::uint64_t>& wanted);
+    std::size_t read_descriptors(long pid, const std::vector<std::uint64_t>& wanted);
     const Process& process(long pid);
     Process owner(std::uint64_t inode);
     void add_pools(std::vector<Use>& out);
