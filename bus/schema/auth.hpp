@@ -136,7 +136,7 @@ struct Decision
         f("time", time, "RFC 3339 UTC");
         f("kind", kind, "app or kms");
         f("allowed", allowed, "whether keys may be released");
-        f("rule", rule, "the rule that decided: tcb_status, advisory, os_image, app, compose_hash, device, aggregated_mr, request, policy");
+        f("rule", rule, "the rule that decided: tcb_status, advisory, os_image, app, compose_hash, device, aggregated_mr, request, policy, contract (it decided), chain (it could not be asked)");
         f("reason", reason, "as the KMS was told; empty when allowed");
         f.optional("expected", expected, "what the rule wanted");
         f.optional("got", got, "what came");
@@ -144,7 +144,7 @@ struct Decision
         f.optional("compose_hash", compose_hash, "64 hex");
         f.optional("instance_id", instance_id, "40 hex or empty");
         f.optional("os_image_hash", os_image_hash, "64 hex or empty");
-        f.optional("policy_hash", policy_hash, "SHA-256 of the policy file that was in force, hex");
+        f.optional("policy_hash", policy_hash, "SHA-256 of the policy file that was in force, hex; with a contract: the hash of the block");
     }
 };
 

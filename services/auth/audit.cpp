@@ -298,7 +298,7 @@ Result<Causes> causes_of(const LedgerSnapshot& ledger, const schema::Decision& d
         const bool same_hash = change.compose_hash == decision.compose_hash || change.compose_hash.empty();
         if (same_app && same_hash && change.change == "allow_app" && out.allowed_by.empty()) { out.allowed_by = line; }
         if (same_app && same_hash && change.change == "revoke_app" && out.revoked_by.empty() && out.allowed_by.empty()) { out.revoked_by = line; }
-        return out.policy_record.empty() || (out.allowed_by.empty() && out.revoked_by.empty());
+        return out.policy_record.empty() || out.allowed_by.empty();
     };
     auto scanned = scan_backwards(ledger, decision.sequence, max_scan, take);
     if (!scanned) { return std::move(scanned).error(); }

@@ -2,7 +2,6 @@
 #include "shared/config/config.hpp"
 #include <charconv>
 #include <optional>
-#include <limits>
 
 namespace dstack::auth
 {
@@ -44,20 +43,17 @@ Result<Config> parse_config(std::string_view toml)
     if (interval) { out.ledger_flush = *interval; }
     else { section.refuse("ledger_flush", "must be \"each\" or \"1ms\" to \"1000ms\""); }
     auto backend = document->section("backend");
-    backend.read_choice("type", out.backend.type, {"file", "chain"})
-        .read("urls", out.backend.urls)
-        .read("contract", out.backend.contract)
-        .read("chain_id", out.backend.chain_id, 0, std::numeric_limits<std::int64_t>::max())
-        .read("confirmations", out.backend.confirmations, 0, 100'000)
-        .read_ms("timeout_ms", out.backend.timeout, 100, 60'000);
+    backend.read_choice("type", out.backend, {"file", "chain"});
     auto auth = document->section("auth");
-    if (out.backend.type == "file") { auth.require("policy_file", out.policy_file); }
+    if (out.backend == "file") { auth.require("policy_file", out.policy_file); }
     else
     {
         auth.read("policy_file", out.policy_file);
-        if (out.backend.urls.empty()) { backend.refuse("urls", "needs at least one JSON-RPC endpoint"); }
-        if (out.backend.contract.empty()) { backend.refuse("contract", "needs the address of the KMS contract"); }
-        if (out.backend.chain_id == 0) { backend.refuse("chain_id", "needs the chain's id"); }
+        out.chain = chain::read_settings(*document);
+        if (out.chain.deadline >= out.request_timeout)
+        {
+            backend.refuse("deadline_ms", "must be less than auth.request_timeout_ms: the answer has to leave in time");
+        }
     }
     document->section("bus").read("directory", out.bus_directory);
     auto complete = document->finish();

@@ -1,25 +1,13 @@
 #pragma once
+#include "services/auth/chain/settings.hpp"
 #include "shared/base/result.hpp"
 #include <chrono>
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace dstack::auth
 {
-
-/// Who decides: the policy file, or a contract on a chain.
-struct BackendConfig
-{
-    std::string type = "file"; ///< file, chain
-    // chain
-    std::vector<std::string> urls;           ///< JSON-RPC endpoints, the preferred first
-    std::string contract;                    ///< the KMS contract, 40 hex digits with or without 0x
-    std::uint64_t chain_id = 0;              ///< what eth_chainId has to answer
-    std::uint32_t confirmations = 0;         ///< 0: the block that the chain calls finalized
-    std::chrono::milliseconds timeout{3000}; ///< for one decision, all endpoints together
-};
 
 struct Config
 {
@@ -33,7 +21,8 @@ struct Config
     std::chrono::milliseconds idle_timeout{75'000};
     std::chrono::milliseconds request_timeout{10'000}; ///< from the first byte of a request to its answer
     std::string bus_directory;                         ///< empty: without the mesh
-    BackendConfig backend;
+    std::string backend = "file"; ///< who decides: file (the policy file), chain (a contract)
+    chain::Settings chain{};      ///< for backend chain
 };
 
 Result<Config> parse_config(std::string_view toml);

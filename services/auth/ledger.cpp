@@ -14,10 +14,12 @@ namespace
 {
 
 constexpr std::size_t max_collecting_bytes = 8 * 1024 * 1024;
+constexpr std::size_t max_spare = 256 * 1024;
 constexpr milliseconds watch_every{1'000};
 constexpr int space_every = 5; // of those
-constexpr std::size_t check_block = 1024 * 1024;
-constexpr milliseconds check_pause{20};
+constexpr milliseconds check_after{1'000}; // the start is over then
+constexpr std::size_t check_block = 512 * 1024;
+constexpr milliseconds check_pause{10};
 
 /// Where the next record goes.
 struct Tip
@@ -51,6 +53,7 @@ struct Ledger::State
     bool has_work() const { return collecting || retry || probing || finishing; }
     void begin_batch();
     void add(const Record& record, bool denied_on_failure);
+    void close_batch();
     void succeeded(Batch& batch);
     void failed(std::shared_ptr<Batch> batch, const Error& error);
     void set_trouble(std::string text);
@@ -73,6 +76,7 @@ struct Ledger::State
     std::string policy_hash;         ///< of the newest record about it
     std::string durable_policy_hash; ///< that is on disk
     RecordWriter writer;
+    std::string spare; ///< the room of a batch that is on disk
     std::shared_ptr<Batch> collecting;
     std::shared_ptr<Batch> writing;
     std::shared_ptr<Batch> retry; ///< with `flush`: answered already, and still to be written
@@ -106,15 +110,20 @@ struct Ledger::State
 void Ledger::State::add(const Record& record, bool denied_on_failure)
 {
     std::string& bytes = collecting->bytes;
-    const std::size_t start = bytes.size();
-    writer.append(bytes, record, ++tip.sequence, tip.hash, start == 0);
-    const auto hash = ledger::hash_line(std::string_view{bytes}.substr(start));
+    const std::string_view line = writer.line(record, ++tip.sequence, tip.hash, bytes.empty());
+    const auto hash = ledger::hash_line(line);
     tip.hash.assign(hash.data(), hash.size());
+    bytes += line;
     if (tip.sequence == 1) { first_hash = tip.hash; }
     bytes += '\n';
     ++collecting->records;
     if (denied_on_failure) { ++collecting->denied; }
     if (record.kind == "policy") { policy_hash = record.policy_hash; }
+}
+
+/// What the batch ends with, once nothing more comes into it.
+void Ledger::State::close_batch()
+{
     collecting->hash = tip.hash;
     collecting->policy_hash = policy_hash;
 }
@@ -122,6 +131,8 @@ void Ledger::State::add(const Record& record, bool denied_on_failure)
 void Ledger::State::begin_batch()
 {
     collecting = std::make_shared<Batch>(loop);
+    collecting->bytes = std::move(spare);
+    spare = {};
     if (last_trouble.empty()) { return; }
     Record record;
     record.time_ms = unix_ms();
@@ -220,6 +231,7 @@ void Ledger::State::failed(std::shared_ptr<Batch> batch, const Error& error)
         // Answered already: it must still get there. What came meanwhile follows it.
         if (collecting)
         {
+            close_batch();
             batch->bytes += collecting->bytes;
             batch->records += collecting->records;
             batch->hash = collecting->hash;
@@ -244,6 +256,7 @@ void Ledger::State::failed(std::shared_ptr<Batch> batch, const Error& error)
 Task<> Ledger::State::write_batch()
 {
     if (!retry && !collecting) { begin_batch(); } // to see whether it works again
+    if (collecting) { close_batch(); }
     auto batch = retry ? std::exchange(retry, nullptr) : std::exchange(collecting, nullptr);
     probing = false;
     if (batch->records == 0) { co_return; }
@@ -258,6 +271,11 @@ Task<> Ledger::State::write_batch()
     }
     layout = std::move(*written);
     succeeded(*batch);
+    if (batch->bytes.capacity() <= max_spare)
+    {
+        spare = std::move(batch->bytes);
+        spare.clear();
+    }
 }
 
 bool Ledger::State::checkpoint_due() const
@@ -342,6 +360,7 @@ Task<> Ledger::State::watch()
 /// What `open` left out: the part of the file before the last checkpoint.
 Task<> Ledger::State::check_rest()
 {
+    co_await sleep_for(loop, check_after);
     while (rest.from < rest.to)
     {
         auto job = [rest = rest] { return check_part(rest, check_block); };

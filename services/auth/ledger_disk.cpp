@@ -6,6 +6,7 @@
 #include "shared/ledger/files.hpp"
 #include "shared/state/files.hpp"
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <fcntl.h>
 #include <optional>
@@ -367,8 +368,8 @@ Result<Done> Disk::Loading::note(std::string reason)
     record.kind = "repair";
     record.policy_hash = out_.policy_hash;
     record.reason = std::move(reason);
-    std::string line;
-    RecordWriter{}.append(line, record, chain_.sequence() + 1, chain_.hash(), true);
+    RecordWriter writer;
+    const std::string line{writer.line(record, chain_.sequence() + 1, chain_.hash(), true)};
     auto written = disk_.write(line + "\n");
     if (!written) { return std::move(written).error(); }
     auto follows = chain_.next(line);
@@ -454,10 +455,14 @@ Result<Done> Disk::put(int fd, std::uint64_t offset, std::string_view bytes, con
 /// Zeroes behind the batch: while later ones overwrite them, an fsync need not write the file's new size and blocks.
 void Disk::reserve(std::uint64_t end, std::size_t batch)
 {
-    static const std::string zeroes(reserve_bytes, '\0');
+    static std::array<char, 64 * 1024> zeroes{}; // never written to: costs no memory
     if (batch < reserve_from || end < reserved_) { return; }
-    auto done = put(fd_, end, zeroes, path_);
-    if (done) { reserved_ = end + zeroes.size(); }
+    Result<Done> done = Done{};
+    for (std::uint64_t at = end; done && at < end + reserve_bytes; at += zeroes.size())
+    {
+        done = put(fd_, at, {zeroes.data(), zeroes.size()}, path_);
+    }
+    if (done) { reserved_ = end + reserve_bytes; }
     else if (::ftruncate(fd_, static_cast<off_t>(end)) == 0) { reserved_ = 0; } // no space for that: then without
 }
 

@@ -5,6 +5,7 @@
 #include "shared/ledger/format.hpp"
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 
 namespace dstack::auth
 {
@@ -36,81 +37,119 @@ const std::string* judged_by(const BootInfo& boot, std::string_view rule)
     return found == members.end() ? nullptr : &(boot.*found->member);
 }
 
-/// For text that needs no escapes: hex, and keys.
-void add_raw(std::string& out, std::string_view key_and_quote, std::string_view value)
+/// Writes into room that is large enough: what it may take was added up before.
+class Pen
 {
-    out.append(key_and_quote);
-    out.append(value);
-    out += '"';
-}
-
-void add(std::string& out, std::string_view key, std::string_view value)
-{
-    out.append(key);
-    append_json_string(out, value);
-}
-
-void add_number(std::string& out, std::string_view key, std::uint64_t value)
-{
-    std::array<char, 24> digits{};
-    const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr;
-    out.append(key);
-    out.append(digits.data(), static_cast<std::size_t>(end - digits.data()));
-}
-
-void add_boot(std::string& out, const BootInfo& boot)
-{
-    add_raw(out, R"(,"boot":{"appId":")", boot.app_id);
-    add_raw(out, R"(,"composeHash":")", boot.compose_hash);
-    add_raw(out, R"(,"instanceId":")", boot.instance_id);
-    add_raw(out, R"(,"deviceId":")", boot.device_id);
-    add_raw(out, R"(,"osImageHash":")", boot.os_image_hash);
-    add_raw(out, R"(,"mrAggregated":")", boot.mr_aggregated);
-    if (!boot.mr_system.empty()) { add_raw(out, R"(,"mrSystem":")", boot.mr_system); }
-    if (!boot.key_provider_info.empty()) { add_raw(out, R"(,"keyProviderInfo":")", boot.key_provider_info); }
-    if (!boot.tee_variant.empty()) { add(out, R"(,"teeVariant":)", boot.tee_variant); }
-    add(out, R"(,"tcbStatus":)", boot.tcb_status);
-    if (!boot.advisory_ids.empty())
+  public:
+    explicit Pen(char* at) : at_(at) {}
+    char* end() const { return at_; }
+    void put(char c) { *at_++ = c; }
+    void put(std::string_view text)
     {
-        out += R"(,"advisoryIds":[)";
-        for (const std::string& id : boot.advisory_ids)
-        {
-            if (out.back() != '[') { out += ','; }
-            append_json_string(out, id);
-        }
-        out += ']';
+        std::memcpy(at_, text.data(), text.size());
+        at_ += text.size();
     }
-    out += '}';
+    void number(std::string_view key, std::uint64_t value)
+    {
+        put(key);
+        at_ = std::to_chars(at_, at_ + 24, value).ptr;
+    }
+    /// For text that needs no escapes: hex, and words of our own.
+    void raw(std::string_view key_and_quote, std::string_view value)
+    {
+        put(key_and_quote);
+        put(value);
+        put('"');
+    }
+    void text(std::string_view key, std::string_view value)
+    {
+        put(key);
+        put('"');
+        at_ = write_escaped(at_, value);
+        put('"');
+    }
+
+  private:
+    char* at_;
+};
+
+/// The most that a text may become: each byte \\u00XX.
+constexpr std::size_t room(std::string_view text) { return 6 * text.size() + 32; }
+
+std::size_t room(const BootInfo& boot)
+{
+    std::size_t out = 4096 + room(boot.tee_variant) + room(boot.tcb_status) + room(boot.key_provider_info);
+    for (const std::string* text : {&boot.app_id, &boot.compose_hash, &boot.instance_id, &boot.device_id, &boot.os_image_hash, &boot.mr_aggregated, &boot.mr_system})
+    {
+        out += text->size();
+    }
+    for (const std::string& id : boot.advisory_ids) { out += room(id); }
+    return out;
+}
+
+std::size_t room(const Record& record)
+{
+    std::size_t out = 1024 + (record.boot ? room(*record.boot) : 0) + room(record.verdict.rule) + room(record.verdict.reason) + record.policy_hash.size();
+    for (const RuleResult& rule : record.verdict.rules) { out += room(rule.rule) + room(rule.expected) + room(rule.got); }
+    for (const std::string* text : {&record.kind, &record.agent, &record.change, &record.app_id, &record.compose_hash, &record.by, &record.reason})
+    {
+        out += room(*text);
+    }
+    return out;
+}
+
+void add_boot(Pen& out, const BootInfo& boot)
+{
+    out.raw(R"(,"boot":{"appId":")", boot.app_id);
+    out.raw(R"(,"composeHash":")", boot.compose_hash);
+    out.raw(R"(,"instanceId":")", boot.instance_id);
+    out.raw(R"(,"deviceId":")", boot.device_id);
+    out.raw(R"(,"osImageHash":")", boot.os_image_hash);
+    out.raw(R"(,"mrAggregated":")", boot.mr_aggregated);
+    if (!boot.mr_system.empty()) { out.raw(R"(,"mrSystem":")", boot.mr_system); }
+    if (!boot.key_provider_info.empty()) { out.raw(R"(,"keyProviderInfo":")", boot.key_provider_info); }
+    if (!boot.tee_variant.empty()) { out.text(R"(,"teeVariant":)", boot.tee_variant); }
+    out.text(R"(,"tcbStatus":)", boot.tcb_status);
+    std::string_view before = R"(,"advisoryIds":[)";
+    for (const std::string& id : boot.advisory_ids)
+    {
+        out.text(before, id);
+        before = ",";
+    }
+    if (!boot.advisory_ids.empty()) { out.put(']'); }
+    out.put('}');
 }
 
 /// [rule, pass, expected, got]: without `got` when it is what the boot says, and then without `expected` when that is it.
-void add_check(std::string& out, const RuleResult& rule, const BootInfo* boot)
+void add_check(Pen& out, const RuleResult& rule, const BootInfo* boot)
 {
-    add(out, "[", rule.rule);
-    out.append(rule.pass ? ",true" : ",false");
+    out.raw("[\"", rule.rule);
+    out.put(rule.pass ? ",true" : ",false");
     const std::string* value = boot == nullptr ? nullptr : judged_by(*boot, rule.rule);
     const bool same_got = value != nullptr && rule.got == *value;
-    if (!same_got || rule.expected != rule.got) { add(out, ",", rule.expected); }
-    if (!same_got) { add(out, ",", rule.got); }
-    out += ']';
+    if (!same_got || rule.expected != rule.got) { out.text(",", rule.expected); }
+    if (!same_got) { out.text(",", rule.got); }
+    out.put(']');
 }
 
-void add_decision(std::string& out, const Record& record)
+void add_decision(Pen& out, const Record& record)
 {
-    out.append(record.verdict.allowed ? ",\"allowed\":true" : ",\"allowed\":false");
-    add(out, ",\"rule\":", record.verdict.rule);
-    if (!record.verdict.reason.empty()) { add(out, ",\"reason\":", record.verdict.reason); }
+    out.put(record.verdict.allowed ? ",\"allowed\":true" : ",\"allowed\":false");
+    out.raw(",\"rule\":\"", record.verdict.rule);
+    if (!record.verdict.reason.empty()) { out.text(",\"reason\":", record.verdict.reason); }
     const BootInfo* boot = record.boot ? &*record.boot : nullptr;
     if (boot != nullptr) { add_boot(out, *boot); }
-    out.append(",\"rules\":[");
+    out.put(",\"rules\":[");
+    bool first = true;
     for (const RuleResult& rule : record.verdict.rules)
     {
-        if (out.back() != '[') { out += ','; }
+        if (!first) { out.put(','); }
+        first = false;
         add_check(out, rule, boot);
     }
-    out += ']';
-    add(out, ",\"agent\":", record.agent);
-    add_number(out, ",\"latency_us\":", record.latency_us);
+    out.put(']');
+    out.text(",\"agent\":", record.agent);
+    out.number(",\"latency_us\":", record.latency_us);
 }
 
 std::string text_of(element value)
@@ -227,41 +266,48 @@ Result<Decided> decided_of(element line)
 
 } // namespace
 
-void RecordWriter::add_time(std::string& out, std::uint64_t time_ms)
+std::string_view RecordWriter::time_text(std::uint64_t time_ms)
 {
     if (time_ms / 1000 != second_)
     {
         const std::string text = rfc3339(time_ms);
         second_ = time_ms / 1000;
-        std::copy_n(text.begin(), text_.size(), text_.begin());
+        std::copy_n(text.begin(), std::min(text.size(), time_.size()), time_.begin());
     }
     const auto ms = static_cast<unsigned>(time_ms % 1000);
-    const std::array<char, 5> rest{static_cast<char>('0' + ms / 100), static_cast<char>('0' + ms / 10 % 10),
-                                   static_cast<char>('0' + ms % 10), 'Z', '"'};
-    out.append(text_.data(), text_.size());
-    out.append(rest.data(), rest.size());
+    time_[20] = static_cast<char>('0' + ms / 100);
+    time_[21] = static_cast<char>('0' + ms / 10 % 10);
+    time_[22] = static_cast<char>('0' + ms % 10);
+    return {time_.data(), time_.size()};
 }
 
-void RecordWriter::append(std::string& out, const Record& record, std::uint64_t sequence, std::string_view previous_hash, bool first_of_flush)
+std::string_view RecordWriter::line(const Record& record, std::uint64_t sequence, std::string_view previous_hash, bool first_of_flush)
 {
-    add_number(out, "{\"seq\":", sequence);
-    out.append(",\"time\":\"");
-    add_time(out, record.time_ms);
-    add(out, ",\"kind\":", record.kind);
+    const std::size_t needed = room(record);
+    if (needed > size_)
+    {
+        room_ = std::make_unique_for_overwrite<char[]>(needed);
+        size_ = needed;
+    }
+    Pen out{room_.get()};
+    out.number("{\"seq\":", sequence);
+    out.raw(",\"time\":\"", time_text(record.time_ms));
+    out.raw(",\"kind\":\"", record.kind);
     if (record.kind == "app" || record.kind == "kms") { add_decision(out, record); }
     else if (record.kind == "policy")
     {
-        add(out, ",\"change\":", record.change);
-        add(out, ",\"app_id\":", record.app_id);
-        add(out, ",\"compose_hash\":", record.compose_hash);
-        add(out, ",\"by\":", record.by);
-        add(out, ",\"reason\":", record.reason);
+        out.text(",\"change\":", record.change);
+        out.text(",\"app_id\":", record.app_id);
+        out.text(",\"compose_hash\":", record.compose_hash);
+        out.text(",\"by\":", record.by);
+        out.text(",\"reason\":", record.reason);
     }
-    else { add(out, ",\"reason\":", record.reason); }
-    if (first_of_flush) { out.append(",\"flush\":true"); }
-    add_raw(out, ",\"policy\":\"", record.policy_hash);
-    add_raw(out, ",\"prev\":\"", previous_hash);
-    out += '}';
+    else { out.text(",\"reason\":", record.reason); }
+    if (first_of_flush) { out.put(",\"flush\":true"); }
+    out.raw(",\"policy\":\"", record.policy_hash);
+    out.raw(",\"prev\":\"", previous_hash);
+    out.put('}');
+    return {room_.get(), static_cast<std::size_t>(out.end() - room_.get())};
 }
 
 struct EntryReader::State

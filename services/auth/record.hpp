@@ -33,15 +33,16 @@ struct Record
 class RecordWriter
 {
   public:
-    /// Appends the line, without a newline. `first_of_flush`: all records before are on disk; the line says so, which
-    /// tells a flush that a crash cut short from damage.
-    void append(std::string& out, const Record& record, std::uint64_t sequence, std::string_view previous_hash,
-                bool first_of_flush = false);
+    /// The line, without a newline; valid until the next. `first_of_flush`: all records before are on disk; the line says
+    /// so, which tells a flush that a crash cut short from damage.
+    std::string_view line(const Record& record, std::uint64_t sequence, std::string_view previous_hash, bool first_of_flush = false);
 
   private:
-    void add_time(std::string& out, std::uint64_t time_ms);
+    std::string_view time_text(std::uint64_t time_ms);
     std::uint64_t second_ = ~std::uint64_t{0};
-    std::array<char, 20> text_{}; ///< of that second, up to the point
+    std::array<char, 24> time_{"1970-01-01T00:00:00.000"}; ///< of that second
+    std::unique_ptr<char[]> room_;
+    std::size_t size_ = 0;
 };
 
 /// A record as it is shown again.

@@ -1,6 +1,7 @@
 #include "services/auth/service.hpp"
 #include "bus/client/client.hpp"
 #include "services/auth/audit_commands.hpp"
+#include "services/auth/chain/chain_backend.hpp"
 #include "services/auth/policy_commands.hpp"
 #include "services/auth/policy_edit.hpp"
 #include "services/auth/webhook.hpp"
@@ -44,15 +45,12 @@ std::uint64_t read_cursor(const std::string& path)
     return out;
 }
 
-/// The backend that the configuration names; null: the policy file.
-std::unique_ptr<Backend> other_backend(Loop&, const Config&) { return nullptr; }
-
 class Service
 {
   public:
-    Service(Daemon& daemon, Config config, std::unique_ptr<Ledger> ledger)
+    Service(Daemon& daemon, Config config, std::unique_ptr<Ledger> ledger, std::unique_ptr<Backend> other)
         : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), policy_(loop_, config_.policy_file),
-          ledger_(std::move(ledger)), scope_(loop_), file_(scope_, policy_, ledger_.get()), other_(other_backend(loop_, config_)),
+          ledger_(std::move(ledger)), scope_(loop_), file_(scope_, policy_, ledger_.get()), other_(std::move(other)),
           webhook_(loop_, other_ ? *other_ : file_, ledger_.get()), commands_(policy_, other_ ? nullptr : &file_, ledger_.get()),
           audit_(loop_, ledger_.get(), other_ ? nullptr : &policy_, other_ ? *other_ : file_)
     {
@@ -110,7 +108,7 @@ Task<Result<Done>> Service::run()
     daemon_.ready();
     log::info("serving", {{"listen", config_.listen},
                           {"port", server.port()},
-                          {"backend", config_.backend.type},
+                          {"backend", config_.backend},
                           {"policy", policy_.path()},
                           {"decisions", ledger_ ? ledger_->sequence() : 0}});
     co_await daemon_.stop_requested();
@@ -233,10 +231,6 @@ void Service::serve_commands()
 
 Task<Result<Done>> serve(Daemon& daemon, Config config)
 {
-    if (config.backend.type != "file")
-    {
-        co_return Error{Errc::failed_precondition, "backend.type: this build knows only \"file\"", {}, {}};
-    }
     std::unique_ptr<Ledger> ledger;
     if (!config.ledger_dir.empty())
     {
@@ -248,7 +242,15 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
         if (!opened) { co_return std::move(opened).error(); }
         ledger = std::move(*opened);
     }
-    Service service{daemon, std::move(config), std::move(ledger)};
+    std::unique_ptr<Backend> other;
+    if (config.backend == "chain")
+    {
+        auto opened = chain::ChainBackend::open(daemon.loop(), config.chain);
+        if (!opened) { co_return std::move(opened).error(); }
+        (*opened)->begin();
+        other = std::move(*opened);
+    }
+    Service service{daemon, std::move(config), std::move(ledger), std::move(other)};
     co_return co_await service.run();
 }
 

@@ -20,7 +20,7 @@ namespace
 
 constexpr std::string_view sealed_prefix = "decisions-";
 constexpr std::string_view suffix = ".ndjson";
-constexpr std::size_t block = 256 * 1024;
+constexpr std::size_t block = 64 * 1024; // what one read takes: it stays in the allocator of each thread that reads
 
 std::uint64_t sealed_number(std::string_view name)
 {
@@ -139,7 +139,7 @@ Result<bool> LineReader::next(std::string_view& line)
 Result<bool> read_backwards(int fd, std::uint64_t end, const std::function<bool(std::string_view)>& take)
 {
     std::string buffer;
-    std::size_t want = block;
+    std::size_t want = 4 * block; // a line that began before it is read again
     while (end > 0)
     {
         const std::uint64_t from = end > want ? end - want : 0;
@@ -166,7 +166,7 @@ Result<bool> read_backwards(int fd, std::uint64_t end, const std::function<bool(
             stop = begin - 1;
         }
         end = from + whole;
-        want = block;
+        want = 4 * block;
     }
     return true;
 }

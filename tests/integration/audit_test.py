@@ -140,6 +140,19 @@ class CrashTest(unittest.TestCase):
         self.assertGreater(len(load.answered), 1600)
         self.assertEqual([one for one in load.answered if one not in written], [], "answered, and not in the ledger")
 
+    def test_verify_beside_the_service_under_load(self):
+        auth = Ledger(self.prefix, open_policy(apps={APP: {"composeHashes": {"any": True}, "allowAnyDevice": True}}))
+        load = Load(auth.port)
+        self.addCleanup(load.end)
+        seen = []
+        for _ in range(15):
+            before = len(load.answered)
+            wait_for(lambda: len(load.answered) > before + 50, "decisions", 30)
+            report = auth.verify()
+            self.assertTrue(report["intact"], report)
+            seen.append(report["records"])
+        self.assertEqual(seen, sorted(set(seen)))
+
     def test_with_an_interval_a_clean_stop_loses_nothing(self):
         auth = Ledger(self.prefix, open_policy(apps={APP: {"composeHashes": {"any": True}, "allowAnyDevice": True}}), 'ledger_flush = "20ms"\n')
         load = Load(auth.port, 4)
@@ -176,6 +189,20 @@ class CrashTest(unittest.TestCase):
         self.assertEqual([one for one, allowed in load.answered if allowed and one not in written], [])
         repaired = [record["reason"] for record in records if record["kind"] == "repair"]
         self.assertTrue(repaired and "decisions were denied" in repaired[0] and "no space left" in repaired[0], repaired)
+
+    def test_damage_that_the_start_did_not_look_at_ends_the_process(self):
+        auth = Auth(self.prefix, open_policy(apps={APP: {"composeHashes": {"any": True}, "allowAnyDevice": True}}))
+        load = Load(auth.port)
+        self.addCleanup(load.end)
+        wait_for(lambda: auth.ledger.stat().st_size > 2_500_000, "a large file", 60)
+        load.end()
+        auth.service.stop()
+        whole = auth.ledger.read_bytes()
+        place = whole.index(b'"allowed":true', 100_000)
+        auth.ledger.write_bytes(whole[:place] + b'"allowed":null' + whole[place + 14:])
+        auth.service.start()
+        self.assertEqual(auth.service.wait(30), 70)
+        self.assertIn(f"decisions.ndjson, offset {whole.index(10, place) + 1}: record", auth.service.text())
 
     def test_it_recovers_without_being_asked(self):
         auth = Ledger(self.prefix, open_policy())

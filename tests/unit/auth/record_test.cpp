@@ -30,9 +30,8 @@ Record decision(const std::string& compose_hash)
 
 std::string line_of(const Record& record, std::uint64_t sequence = 1)
 {
-    std::string out;
-    RecordWriter{}.append(out, record, sequence, dstack::ledger::genesis);
-    return out;
+    RecordWriter writer;
+    return std::string{writer.line(record, sequence, dstack::ledger::genesis)};
 }
 
 } // namespace
@@ -125,4 +124,30 @@ TEST_CASE("a change of the policy is written and read again")
     CHECK(entry->change.app_id == hex('1', 40));
     CHECK(entry->change.by == "operator:uid=0:pid=1");
     CHECK(entry->change.policy_hash == hex('3'));
+}
+
+TEST_CASE("whatever a text holds, the line is JSON and says it again")
+{
+    RecordWriter writer;
+    EntryReader reader;
+    std::string nasty;
+    for (int byte = 1; byte < 128; ++byte) { nasty += static_cast<char>(byte); }
+    for (std::size_t size = 0; size < 40; ++size)
+    {
+        for (const char c : {'x', '"', '\\', '\n', '\x7f'})
+        {
+            Record record;
+            record.kind = "policy";
+            record.change = std::string(size, 'y') + c + std::string(size % 7, 'z') + c;
+            record.by = nasty.substr(size);
+            record.time_ms = 1000 * size + 7;
+            const std::string line{writer.line(record, size + 1, dstack::ledger::genesis, size % 2 == 0)};
+            auto entry = reader.read(line);
+            REQUIRE(entry);
+            CHECK(entry->change.change == record.change);
+            CHECK(entry->change.by == record.by);
+            CHECK(entry->time_ms == record.time_ms);
+            CHECK(nlohmann::json::parse(line)["by"] == record.by);
+        }
+    }
 }
