@@ -180,6 +180,20 @@ class MeshUnderSystemd(unittest.TestCase):
             self.machine.run("systemctl", "reset-failed", "dstack-allocator.service")
             self.machine.run("systemctl", "start", "dstack-allocator.service")
 
+    def test_8b_lost_root_keys_are_not_made_anew(self):
+        """Who the KMS is was pinned by another user, so an empty state directory does not make it another KMS."""
+        self.machine.run("systemctl", "stop", "dstack-kms-local.service")
+        self.machine.run("mv", "/var/lib/dstack/kms-local", "/var/lib/dstack/kms-local.aside")
+        try:
+            self.assertNotEqual(self.machine.run("systemctl", "start", "dstack-kms-local.service", check=False).returncode, 0)
+            self.assertNotEqual(self.machine.run("test", "-e", "/var/lib/dstack/kms-local/keys", check=False).returncode, 0, "no new keys")
+        finally:
+            self.machine.run("systemctl", "stop", "dstack-kms-local.service")
+            self.machine.run("rm", "-rf", "/var/lib/dstack/kms-local")
+            self.machine.run("mv", "/var/lib/dstack/kms-local.aside", "/var/lib/dstack/kms-local")
+            self.machine.run("systemctl", "reset-failed", "dstack-kms-local.service", check=False)
+            self.machine.run("systemctl", "start", "dstack-kms-local.service")
+
     def test_9_the_target_stops_all(self):
         self.machine.run("systemctl", "stop", "dstack.target", deadline=90)
         left = self.machine.run("systemctl", "list-units", "--state=active", "--no-legend", "--plain", "dstack*").stdout
