@@ -194,6 +194,34 @@ class MeshUnderSystemd(unittest.TestCase):
             self.machine.run("systemctl", "reset-failed", "dstack-kms-local.service", check=False)
             self.machine.run("systemctl", "start", "dstack-kms-local.service")
 
+    def test_8c_a_token_is_a_credential(self):
+        """What lies in the credential store is there for the deployer, and for nobody else."""
+        path = "/run/credentials/dstack-deployer.service/dstack-vmm-token"
+        self.assertNotEqual(self.machine.run("test", "-e", path, check=False).returncode, 0)
+        self.machine.write("/etc/credstore/dstack-vmm-token", "a token\n")
+        try:
+            self.machine.run("chmod", "0600", "/etc/credstore/dstack-vmm-token")
+            self.machine.run("systemctl", "restart", "dstack-deployer.service")
+            self.assertEqual(self.machine.run("cat", path, user="dstack-deployer").stdout, "a token\n")
+            self.assertNotEqual(self.machine.run("cat", path, user="operator1", check=False).returncode, 0)
+        finally:
+            self.machine.run("rm", "/etc/credstore/dstack-vmm-token")
+            self.machine.run("systemctl", "restart", "dstack-deployer.service")
+
+    def test_8d_the_budget_of_starts_ends(self):
+        """A daemon that always ends is given up, and the others go on."""
+        before = self.pids()
+        deadline = time.monotonic() + 60
+        while self.machine.show("dstack-allocator.service", "ActiveState")["ActiveState"] != "failed" and time.monotonic() < deadline:
+            pid = self.pids()["allocator"]
+            if pid:
+                self.machine.run("kill", "-9", pid, check=False)
+        self.assertEqual(self.machine.show("dstack-allocator.service", "ActiveState")["ActiveState"], "failed")
+        after = self.pids()
+        self.assertEqual({k: v for k, v in after.items() if k != "allocator"}, {k: v for k, v in before.items() if k != "allocator"})
+        self.machine.run("systemctl", "reset-failed", "dstack-allocator.service")
+        self.machine.run("systemctl", "start", "dstack-allocator.service")
+
     def test_9_the_target_stops_all(self):
         self.machine.run("systemctl", "stop", "dstack.target", deadline=90)
         left = self.machine.run("systemctl", "list-units", "--state=active", "--no-legend", "--plain", "dstack*").stdout
