@@ -1,5 +1,6 @@
 #pragma once
 // The whole vocabulary. Prefer the one header that you need.
+#include "bus/schema/audit.hpp"
 #include "bus/schema/auth.hpp"
 #include "bus/schema/bus.hpp"
 #include "bus/schema/bus_stats.hpp"

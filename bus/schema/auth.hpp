@@ -12,11 +12,13 @@ struct AuthAllowApp
     std::string app_id;
     std::string compose_hash;
     std::string reason;
+    std::string expires;
     void describe(Fields& f)
     {
         f("app_id", app_id, "40 hex");
         f("compose_hash", compose_hash, "64 hex");
         f.optional("reason", reason, "why, for the record");
+        f.optional("expires", expires, "RFC 3339: from then on it is denied again; empty: never. What is allowed for longer stays so");
     }
     struct Reply
     {
@@ -24,7 +26,7 @@ struct AuthAllowApp
         std::string policy_hash;
         void describe(Fields& f)
         {
-            f("changed", changed, "false when it was allowed already");
+            f("changed", changed, "false when it was so already");
             f("policy_hash", policy_hash, "SHA-256 of the policy file now, hex");
         }
     };
@@ -51,12 +53,65 @@ struct AuthAllowImage
     static constexpr CommandType type{"auth.allow_image", "auth", Role::admin, "deployer", 1, "Allow an OS image. Allowing twice is no error."};
     std::string os_image_hash;
     std::string reason;
+    std::string expires;
     void describe(Fields& f)
     {
         f("os_image_hash", os_image_hash, "64 hex: the image's digest.txt");
         f.optional("reason", reason, "why, for the record");
+        f.optional("expires", expires, "RFC 3339: from then on it is denied again; empty: never");
     }
     using Reply = AuthAllowApp::Reply;
+};
+
+struct AuthRevokeImage
+{
+    static constexpr CommandType type{"auth.revoke_image", "auth", Role::admin, "", 1, "Take an OS image back. Revoking twice is no error."};
+    std::string os_image_hash;
+    std::string reason;
+    void describe(Fields& f)
+    {
+        f("os_image_hash", os_image_hash, "64 hex");
+        f.optional("reason", reason, "why, for the record");
+    }
+    using Reply = AuthAllowApp::Reply;
+};
+
+struct AuthSetPolicy
+{
+    static constexpr CommandType type{"auth.set_policy", "auth", Role::admin, "", 1,
+                                      "Replace the whole policy file, also one that is damaged or missing. The same text again is no error."};
+    std::string policy;
+    std::string expected_hash;
+    std::string reason;
+    void describe(Fields& f)
+    {
+        f("policy", policy, "the text of the file; refused unless it is a valid policy");
+        f.optional("expected_hash", expected_hash, "SHA-256 of the file that this replaces, hex: any other is left alone (aborted); empty: whatever is there");
+        f.optional("reason", reason, "why, for the record");
+    }
+    using Reply = AuthAllowApp::Reply;
+};
+
+struct AuthPolicy
+{
+    static constexpr CommandType type{"auth.policy", "auth", Role::viewer, "", 1, "The policy file as it is now."};
+    void describe(Fields&) {}
+    struct Reply
+    {
+        std::string policy_hash;
+        std::string error;
+        std::uint64_t apps = 0;
+        std::uint64_t age_ms = 0;
+        std::string policy;
+        void describe(Fields& f)
+        {
+            f("policy_hash", policy_hash, "SHA-256 of the file, hex; empty: it cannot be read");
+            f("error", error, "why it cannot be used, and everything is denied; empty: it can");
+            f("apps", apps, "how many are registered");
+            f("age_ms", age_ms, "since it was written");
+            f.optional("policy", policy, "its text; left out when it is longer than 256 KiB");
+        }
+    };
 };
 
 /// One decision of the ledger.
@@ -81,7 +136,7 @@ struct Decision
         f("time", time, "RFC 3339 UTC");
         f("kind", kind, "app or kms");
         f("allowed", allowed, "whether keys may be released");
-        f("rule", rule, "the rule that decided: tcb_status, advisory, os_image, app, compose_hash, device, aggregated_mr, request, policy");
+        f("rule", rule, "the rule that decided: tcb_status, advisory, os_image, app, compose_hash, device, aggregated_mr, request, policy, contract (it decided), chain (it could not be asked)");
         f("reason", reason, "as the KMS was told; empty when allowed");
         f.optional("expected", expected, "what the rule wanted");
         f.optional("got", got, "what came");
@@ -89,7 +144,7 @@ struct Decision
         f.optional("compose_hash", compose_hash, "64 hex");
         f.optional("instance_id", instance_id, "40 hex or empty");
         f.optional("os_image_hash", os_image_hash, "64 hex or empty");
-        f.optional("policy_hash", policy_hash, "SHA-256 of the policy file that was in force, hex");
+        f.optional("policy_hash", policy_hash, "SHA-256 of the policy file that was in force, hex; with a contract: the hash of the block");
     }
 };
 
@@ -131,7 +186,7 @@ struct AuthPolicyChanged
     std::string_view subject() const { return app_id; }
     void describe(Fields& f)
     {
-        f("change", change, "allow_app, revoke_app, allow_image, created, external (somebody else wrote the file), invalid");
+        f("change", change, "allow_app, revoke_app, allow_image, revoke_image, set_policy, created, external (somebody else wrote the file), invalid");
         f.optional("app_id", app_id, "40 hex");
         f.optional("compose_hash", compose_hash, "64 hex");
         f("policy_hash", policy_hash, "SHA-256 of the file now, hex");

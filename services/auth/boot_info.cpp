@@ -1,4 +1,5 @@
 #include "services/auth/boot_info.hpp"
+#include "services/auth/json_cursor.hpp"
 #include "services/auth/json_reader.hpp"
 #include <array>
 
@@ -12,15 +13,17 @@ constexpr std::size_t max_word = 64; // a TCB status, an advisory id, a TEE vari
 constexpr std::size_t max_advisories = 256;
 constexpr std::size_t max_key_provider_digits = 32 * 1024;
 
-struct HexField
+struct Field
 {
     std::string_view key;
-    std::string BootInfo::*member;
-    std::array<std::size_t, 2> digits; // the second may be 0: the empty string is one of the lengths
+    std::string BootInfo::*member;      ///< null: advisoryIds
+    std::array<std::size_t, 2> digits; ///< the second may be 0: the empty string is one of the lengths. {0, 0}: no hex
     bool required;
 };
 
-constexpr std::array<HexField, 7> hex_fields{{
+/// In the order in which the KMS sends them.
+constexpr std::array<Field, 11> fields{{
+    {"teeVariant", &BootInfo::tee_variant, {0, 0}, false},
     {"mrAggregated", &BootInfo::mr_aggregated, {64, 64}, true},
     {"osImageHash", &BootInfo::os_image_hash, {64, 0}, true},
     {"mrSystem", &BootInfo::mr_system, {64, 0}, false},
@@ -28,113 +31,130 @@ constexpr std::array<HexField, 7> hex_fields{{
     {"composeHash", &BootInfo::compose_hash, {64, 64}, true},
     {"instanceId", &BootInfo::instance_id, {40, 0}, true},
     {"deviceId", &BootInfo::device_id, {64, 128}, true},
+    {"keyProviderInfo", &BootInfo::key_provider_info, {1, 1}, false},
+    {"tcbStatus", &BootInfo::tcb_status, {0, 0}, false},
+    {"advisoryIds", nullptr, {0, 0}, false},
 }};
+constexpr std::size_t key_provider = 8;
 
-Error refused(std::string_view key, std::string_view why)
+std::string_view without_0x(std::string_view text)
 {
-    return Error{Errc::invalid_argument, std::string{key} + ": " + std::string{why}, {}, {}};
+    return text.starts_with("0x") || text.starts_with("0X") ? text.substr(2) : text;
 }
 
-Result<std::string> read_hex(const HexField& field, simdjson::dom::element value)
+/// As lower case; false when there are other characters.
+bool take_digits(std::string_view digits, std::string& out)
 {
-    auto text = string_of(value, field.key);
-    if (!text) { return text; }
-    for (const std::size_t digits : field.digits)
+    out.assign(digits);
+    int worst = 0;
+    for (char& c : out)
     {
-        if (digits == 0 && text->empty()) { return std::string{}; }
-        auto hex = digits != 0 ? normal_hex(*text, digits) : std::nullopt;
-        if (hex) { return std::move(*hex); }
+        worst |= hex_digit(c);
+        c = static_cast<char>(c | 0x20); // digits have that bit set
     }
-    return refused(field.key, hex_complaint(*text, field.digits[0]));
+    return worst >= 0;
 }
 
-Result<std::string> read_word(std::string_view key, simdjson::dom::element value)
+bool read_hex(JsonCursor& in, const Field& field, std::string& out)
 {
-    auto text = string_of(value, key);
-    if (text && !is_plain(*text, max_word)) { return refused(key, "must be at most 64 printable ASCII characters"); }
-    return text;
-}
-
-Result<std::vector<std::string>> read_advisories(simdjson::dom::element value)
-{
-    simdjson::dom::array array;
-    if (value.get(array) != simdjson::SUCCESS)
+    std::string_view text;
+    if (!in.read(text)) { return false; }
+    const std::string_view digits = without_0x(text);
+    const bool may_be_empty = field.digits[1] == 0;
+    if (text.empty() && may_be_empty)
     {
-        return refused("advisoryIds", "must be an array of strings, not " + std::string{type_name(value)});
+        out.clear();
+        return true;
     }
-    if (array.size() > max_advisories) { return refused("advisoryIds", "has more than 256 entries"); }
-    std::vector<std::string> out;
-    out.reserve(array.size());
-    for (const auto element : array)
-    {
-        auto word = read_word("advisoryIds", element);
-        if (!word) { return std::move(word).error(); }
-        out.push_back(std::move(*word));
-    }
-    return out;
+    const bool right_length = digits.size() == field.digits[0] || (!may_be_empty && digits.size() == field.digits[1]);
+    if (right_length && take_digits(digits, out)) { return true; }
+    return in.refuse(hex_complaint(text, field.digits[0]));
 }
 
-Result<std::string> read_key_provider(simdjson::dom::element value)
+bool read_key_provider(JsonCursor& in, std::string& out)
 {
-    constexpr std::string_view key = "keyProviderInfo";
-    auto text = string_of(value, key);
-    if (!text || text->empty()) { return text; }
-    if (text->size() > max_key_provider_digits) { return refused(key, "is too long"); }
-    const std::size_t digits = text->size() - (text->starts_with("0x") || text->starts_with("0X") ? 2 : 0);
-    auto hex = digits % 2 == 0 ? normal_hex(*text, digits) : std::nullopt;
-    if (!hex) { return refused(key, "must be an even number of hex digits"); }
-    return std::move(*hex);
+    std::string_view text;
+    if (!in.read(text)) { return false; }
+    const std::string_view digits = without_0x(text);
+    if (digits.size() > max_key_provider_digits) { return in.refuse("is too long"); }
+    if (digits.size() % 2 == 0 && take_digits(digits, out)) { return true; }
+    return in.refuse("must be an even number of hex digits");
 }
 
-Result<Done> read_member(std::string_view key, simdjson::dom::element value, BootInfo& out)
+bool read_word(JsonCursor& in, std::string& out)
 {
-    const auto keep = [](auto result, auto& member) -> Result<Done>
+    std::string_view text;
+    if (!in.read(text)) { return false; }
+    if (!is_plain(text, max_word)) { return in.refuse("must be at most 64 printable ASCII characters"); }
+    out.assign(text);
+    return true;
+}
+
+bool read_advisories(JsonCursor& in, std::vector<std::string>& out)
+{
+    if (in.type() != JsonCursor::Type::array) { return in.refuse_type("an array of strings"); }
+    in.enter_array();
+    while (in.next_item())
     {
-        if (!result) { return std::move(result).error(); }
-        member = std::move(*result);
-        return Done{};
-    };
-    for (const HexField& field : hex_fields)
-    {
-        if (key == field.key) { return keep(read_hex(field, value), out.*field.member); }
+        if (out.size() == max_advisories) { return in.refuse("has more than 256 entries"); }
+        out.emplace_back();
+        if (!read_word(in, out.back())) { return false; }
     }
-    if (key == "teeVariant") { return keep(read_word(key, value), out.tee_variant); }
-    if (key == "tcbStatus") { return keep(read_word(key, value), out.tcb_status); }
-    if (key == "advisoryIds") { return keep(read_advisories(value), out.advisory_ids); }
-    if (key == "keyProviderInfo") { return keep(read_key_provider(value), out.key_provider_info); }
-    return Done{};
+    return !in.failed();
+}
+
+bool read_field(JsonCursor& in, std::size_t number, BootInfo& out)
+{
+    const Field& field = fields[number];
+    if (field.member == nullptr) { return read_advisories(in, out.advisory_ids); }
+    std::string& member = out.*field.member;
+    if (number == key_provider) { return read_key_provider(in, member); }
+    return field.digits[0] == 0 ? read_word(in, member) : read_hex(in, field, member);
 }
 
 } // namespace
 
 std::string_view to_string(Kind kind) { return kind == Kind::app ? "app" : "kms"; }
 
-struct BootInfoReader::State
+Result<Done> read_boot_info(std::string_view body, BootInfo& out)
 {
-    simdjson::dom::parser parser{};
-};
-
-BootInfoReader::BootInfoReader() : state_(std::make_unique<State>()) {}
-BootInfoReader::~BootInfoReader() = default;
+    JsonCursor in{body, "body", JsonCursor::Places::none};
+    std::uint32_t seen = 0;
+    std::size_t expected = 0; // most come in order: look there first
+    in.enter_object();
+    std::string_view key;
+    while (!in.failed() && in.next_key(key))
+    {
+        std::size_t number = expected;
+        if (number >= fields.size() || fields[number].key != key)
+        {
+            number = 0;
+            while (number < fields.size() && fields[number].key != key) { ++number; }
+        }
+        if (number == fields.size())
+        {
+            in.skip();
+            continue;
+        }
+        expected = number + 1;
+        if ((seen >> number & 1U) != 0) { in.refuse_twice(key); }
+        else { read_field(in, number, out); }
+        seen |= 1U << number;
+    }
+    if (!in.end()) { return Error{Errc::invalid_argument, in.complaint(), {}, {}}; }
+    for (std::size_t i = 0; i < fields.size(); ++i)
+    {
+        if (!fields[i].required || (seen >> i & 1U) != 0) { continue; }
+        return Error{Errc::invalid_argument, std::string{fields[i].key} + ": missing", {}, {}};
+    }
+    return Done{};
+}
 
 Result<BootInfo> BootInfoReader::read(std::string_view body)
 {
-    auto root = parse_json(state_->parser, body);
-    if (!root) { return std::move(root).error(); }
-    auto members = members_of(*root, "body");
-    if (!members) { return std::move(members).error(); }
     BootInfo out;
-    for (const auto& member : *members)
-    {
-        auto taken = read_member(member.key, member.value, out);
-        if (!taken) { return std::move(taken).error(); }
-    }
-    for (const HexField& field : hex_fields)
-    {
-        bool there = !field.required;
-        for (const auto& member : *members) { there = there || member.key == field.key; }
-        if (!there) { return refused(field.key, "missing"); }
-    }
+    auto done = read_boot_info(body, out);
+    if (!done) { return std::move(done).error(); }
     return out;
 }
 

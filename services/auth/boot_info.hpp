@@ -1,7 +1,5 @@
 #pragma once
 #include "shared/base/result.hpp"
-#include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -34,19 +32,15 @@ struct BootInfo
     std::vector<std::string> advisory_ids;
 };
 
-/// Reads request bodies; keeps its buffers from one to the next.
+/// Strict: one JSON object, no known key twice, every value of its type and length. Keys that nobody knows are ignored.
+/// The message of an error is short ASCII: "composeHash: must be 64 hex digits, has 62"; `out` is undefined then.
+Result<Done> read_boot_info(std::string_view body, BootInfo& out);
+
+/// The same as an object.
 class BootInfoReader
 {
   public:
-    BootInfoReader();
-    ~BootInfoReader();
-    /// Strict: one JSON object, no key twice, every value of its type and length. Keys that nobody knows are ignored.
-    /// The message of an error is short ASCII: "composeHash: must be 64 hex digits, has 62".
     Result<BootInfo> read(std::string_view body);
-
-  private:
-    struct State;
-    std::unique_ptr<State> state_;
 };
 
 } // namespace dstack::auth

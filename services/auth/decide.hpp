@@ -22,7 +22,10 @@ struct Verdict
     std::vector<RuleResult> rules; ///< all that could be checked, in auth-simple's order
 };
 
-/// The checks of auth-simple in its order (dstack-protocol.md, E.6), except that an empty list denies.
+/// The checks of auth-simple in its order (dstack-protocol.md, E.6), except that an empty list denies and an entry may
+/// end; `now_ms` is the unix time.
+Verdict decide(Kind kind, const BootInfo& boot, const Policy& policy, std::uint64_t now_ms);
+/// At this moment.
 Verdict decide(Kind kind, const BootInfo& boot, const Policy& policy);
 
 /// A denial without a boot to judge: rule "policy" (missing or not valid), "request" (no BootInfo) or "ledger".

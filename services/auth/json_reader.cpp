@@ -13,7 +13,7 @@ std::string_view digits_of(std::string_view text)
     return text.starts_with("0x") || text.starts_with("0X") ? text.substr(2) : text;
 }
 
-bool is_hex(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'); }
+bool is_hex(char c) { return hex_digit(c) >= 0; }
 } // namespace
 
 Result<simdjson::dom::element> parse_json(simdjson::dom::parser& parser, std::string_view text)
@@ -112,11 +112,13 @@ std::optional<std::string> normal_hex(std::string_view text, std::size_t digits)
     text = digits_of(text);
     if (text.size() != digits) { return std::nullopt; }
     std::string out{text};
+    int worst = 0;
     for (char& c : out)
     {
-        if (!is_hex(c)) { return std::nullopt; }
-        if (c >= 'A' && c <= 'F') { c = static_cast<char>(c - 'A' + 'a'); }
+        worst |= hex_digit(c);
+        c = static_cast<char>(c | 0x20); // digits have that bit set
     }
+    if (worst < 0) { return std::nullopt; }
     return out;
 }
 

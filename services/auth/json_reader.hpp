@@ -1,5 +1,7 @@
 #pragma once
 #include "shared/base/result.hpp"
+#include <array>
+#include <cstdint>
 #include <optional>
 #include <simdjson.h>
 #include <string>
@@ -20,6 +22,20 @@ Result<std::vector<simdjson::dom::key_value_pair>> members_of(simdjson::dom::ele
 Result<std::string> string_of(simdjson::dom::element element, std::string_view where);
 Result<bool> bool_of(simdjson::dom::element element, std::string_view where);
 std::string_view type_name(simdjson::dom::element element);
+
+namespace detail
+{
+constexpr std::array<std::int8_t, 256> hex_values = []
+{
+    std::array<std::int8_t, 256> out{};
+    out.fill(-1);
+    for (std::size_t i = 0; i < 10; ++i) { out['0' + i] = static_cast<std::int8_t>(i); }
+    for (std::size_t i = 0; i < 6; ++i) { out['a' + i] = out['A' + i] = static_cast<std::int8_t>(10 + i); }
+    return out;
+}();
+} // namespace detail
+/// Its value; -1 for what is no hex digit.
+inline int hex_digit(char c) { return detail::hex_values[static_cast<unsigned char>(c)]; }
 
 /// Hex with or without 0x, any case, exactly `digits` digits, as lower case without 0x.
 std::optional<std::string> normal_hex(std::string_view text, std::size_t digits);

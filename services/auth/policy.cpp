@@ -1,6 +1,8 @@
 #include "services/auth/policy.hpp"
+#include "services/auth/json_cursor.hpp"
 #include "services/auth/json_reader.hpp"
-#include <nlohmann/json.hpp>
+#include "shared/base/time.hpp"
+#include <optional>
 
 namespace dstack::auth
 {
@@ -8,244 +10,381 @@ namespace dstack::auth
 namespace
 {
 
-using simdjson::dom::element;
-using simdjson::dom::key_value_pair;
+using Type = JsonCursor::Type;
 
 constexpr std::size_t max_word = 256;
+constexpr std::size_t max_reason = 1000;
 
-Error refused(std::string_view where, std::string_view why)
+template <std::size_t N>
+bool hex_bytes(std::string_view text, std::array<std::uint8_t, N>& out)
 {
-    return Error{Errc::invalid_argument, std::string{where} + ": " + std::string{why}, {}, {}};
+    if (text.starts_with("0x") || text.starts_with("0X")) { text.remove_prefix(2); }
+    if (text.size() != 2 * N) { return false; }
+    for (std::size_t i = 0; i < N; ++i)
+    {
+        const int high = hex_digit(text[2 * i]);
+        const int low = hex_digit(text[2 * i + 1]);
+        if (high < 0 || low < 0) { return false; }
+        out[i] = static_cast<std::uint8_t>(high << 4 | low);
+    }
+    return true;
 }
 
-Result<Hash> hash_entry(std::string_view text, const std::string& where)
+// One value of a list; false: the cursor has the complaint.
+
+bool hash_entry(JsonCursor& in, std::string_view text, Hash& out)
 {
-    const auto hex = normal_hex(text, 64);
-    Hash out{};
-    if (!hex || !unhex(*hex, out)) { return refused(where, hex_complaint(text, 64)); }
-    return out;
+    return hex_bytes(text, out) || in.refuse(hex_complaint(text, 64));
 }
 
-Result<std::string> device_entry(std::string_view text, const std::string& where)
+bool device_entry(JsonCursor& in, std::string_view text, std::string& out)
 {
     auto hex = normal_hex(text, 64);
     if (!hex) { hex = normal_hex(text, 128); }
-    if (!hex) { return refused(where, "must be 64 or 128 hex digits"); }
-    return std::move(*hex);
+    if (!hex) { return in.refuse("must be 64 or 128 hex digits"); }
+    out = std::move(*hex);
+    return true;
 }
 
-Result<std::string> word_entry(std::string_view text, const std::string& where)
+bool word_entry(JsonCursor& in, std::string_view text, std::string& out)
 {
-    if (text.empty() || !is_plain(text, max_word)) { return refused(where, "must be printable ASCII and not empty"); }
-    return std::string{text};
+    if (text.empty() || !is_plain(text, max_word)) { return in.refuse("must be printable ASCII and not empty"); }
+    out = text;
+    return true;
 }
 
-/// An array of strings, or {"any": true}.
-template <class T>
-Result<AllowList<T>> read_list(element value, const std::string& where,
-                               Result<T> (*entry)(std::string_view, const std::string&))
+/// The keys of one object, each at most once.
+class Keys
 {
-    AllowList<T> out;
-    if (value.is_object())
+  public:
+    template <std::size_t N>
+    Keys(JsonCursor& in, const std::array<std::string_view, N>& known) : in_(in), known_(known.data()), count_(N)
     {
-        auto members = members_of(value, where);
-        if (!members) { return std::move(members).error(); }
-        for (const key_value_pair& member : *members)
+    }
+    /// The number of the next key in the list; nullopt at the end or after a mistake.
+    std::optional<std::size_t> next()
+    {
+        std::string_view key;
+        if (!in_.next_key(key)) { return std::nullopt; }
+        for (std::size_t i = 0; i < count_; ++i)
         {
-            if (member.key != "any") { return refused(where + "." + shown(member.key), "unknown key; known: any"); }
-            auto any = bool_of(member.value, where + ".any");
-            if (!any) { return std::move(any).error(); }
-            out.any = *any;
+            if (key != known_[i]) { continue; }
+            if ((seen_ >> i & 1U) != 0)
+            {
+                in_.refuse_twice(key);
+                return std::nullopt;
+            }
+            seen_ |= 1U << i;
+            return i;
         }
-        return out;
+        std::string names;
+        for (std::size_t i = 0; i < count_; ++i) { (names += i == 0 ? "" : ", ") += known_[i]; }
+        in_.refuse("unknown key; known: " + names);
+        return std::nullopt;
     }
-    simdjson::dom::array array;
-    if (value.get(array) != simdjson::SUCCESS)
+    bool has(std::size_t number) const { return (seen_ >> number & 1U) != 0; }
+
+  private:
+    JsonCursor& in_;
+    const std::string_view* known_;
+    std::size_t count_;
+    std::uint32_t seen_ = 0;
+};
+
+bool read_time(JsonCursor& in, std::uint64_t& out)
+{
+    std::string_view text;
+    if (!in.read(text)) { return false; }
+    const auto time = parse_time(text);
+    if (!time) { return in.refuse("must be a time such as 2026-12-24T18:00:00Z"); }
+    out = std::max<std::uint64_t>(*time, 1); // 0 is what never ends
+    return true;
+}
+
+bool read_reason(JsonCursor& in, std::string& out)
+{
+    std::string_view text;
+    if (!in.read(text)) { return false; }
+    if (!is_plain(text, max_reason)) { return in.refuse("must be at most 1000 printable ASCII characters"); }
+    out = text;
+    return true;
+}
+
+template <class T>
+using ReadEntry = bool (*)(JsonCursor&, std::string_view, T&);
+
+/// {"value": ..., "expires": ..., "reason": ...}; without "expires" it is as good as the plain value.
+template <class T>
+bool read_temporary(JsonCursor& in, Temporary<T>& out, ReadEntry<T> entry)
+{
+    static constexpr std::array<std::string_view, 3> known{"value", "expires", "reason"};
+    if (!in.enter_object()) { return false; }
+    Keys keys{in, known};
+    while (const auto key = keys.next())
     {
-        return refused(where, "must be an array or {\"any\": true}, not " + std::string{type_name(value)});
-    }
-    out.values.reserve(array.size());
-    std::size_t index = 0;
-    for (const element item : array)
-    {
-        const std::string at = where + "[" + std::to_string(index++) + "]";
         std::string_view text;
-        if (item.get(text) != simdjson::SUCCESS)
-        {
-            return refused(at, "must be a string, not " + std::string{type_name(item)});
-        }
-        auto taken = entry(text, at);
-        if (!taken) { return std::move(taken).error(); }
-        out.values.push_back(std::move(*taken));
+        bool fine = false;
+        if (*key == 0) { fine = in.read(text) && entry(in, text, out.value); }
+        else if (*key == 1) { fine = read_time(in, out.expires_ms); }
+        else { fine = read_reason(in, out.reason); }
+        if (!fine) { return false; }
     }
-    std::sort(out.values.begin(), out.values.end());
-    return out;
+    if (in.failed()) { return false; }
+    return keys.has(0) || in.refuse("needs a \"value\"");
 }
 
+/// {"any": true}, perhaps with an end.
 template <class T>
-Result<Done> keep(Result<T> result, T& member)
+bool read_any(JsonCursor& in, AllowList<T>& out, Limited<T>& limited)
 {
-    if (!result) { return std::move(result).error(); }
-    member = std::move(*result);
-    return Done{};
+    static constexpr std::array<std::string_view, 3> known{"any", "expires", "reason"};
+    if (!in.enter_object()) { return false; }
+    bool any = false;
+    Keys keys{in, known};
+    while (const auto key = keys.next())
+    {
+        bool fine = false;
+        if (*key == 0) { fine = in.read(any); }
+        else if (*key == 1) { fine = read_time(in, limited.any_until_ms); }
+        else { fine = read_reason(in, limited.any_reason); }
+        if (!fine) { return false; }
+    }
+    if (in.failed()) { return false; }
+    out.any = any && !keys.has(1);
+    if (!any) { limited.any_until_ms = 0; }
+    return true;
 }
 
-Result<Done> keep_any_device(element value, const std::string& where, AllowList<std::string>& devices)
+/// An array of values, or {"any": true}.
+template <class T>
+bool read_list(JsonCursor& in, AllowList<T>& out, ReadEntry<T> entry)
 {
-    auto any = bool_of(value, where);
-    if (!any) { return std::move(any).error(); }
-    devices.any = devices.any || *any;
-    return Done{};
+    Limited<T> limited;
+    const Type type = in.type();
+    if (type == Type::object)
+    {
+        if (!read_any(in, out, limited)) { return false; }
+    }
+    else if (type != Type::array) { return in.refuse_type("an array or {\"any\": true}"); }
+    else
+    {
+        in.enter_array();
+        while (in.next_item())
+        {
+            const Type item = in.type();
+            Temporary<T> one;
+            if (item == Type::string)
+            {
+                std::string_view text;
+                if (!in.read(text) || !entry(in, text, one.value)) { return false; }
+            }
+            else if (item != Type::object) { return in.refuse_type("a string or an object with \"value\""); }
+            else if (!read_temporary(in, one, entry)) { return false; }
+            if (one.expires_ms == 0) { out.values.push_back(std::move(one.value)); }
+            else { limited.entries.push_back(std::move(one)); }
+        }
+        if (in.failed()) { return false; }
+        if (!std::is_sorted(out.values.begin(), out.values.end())) { std::sort(out.values.begin(), out.values.end()); }
+        std::sort(limited.entries.begin(), limited.entries.end());
+    }
+    if (!limited.entries.empty() || limited.any_until_ms != 0)
+    {
+        out.limited = std::make_shared<const Limited<T>>(std::move(limited));
+    }
+    return true;
 }
 
-Result<Done> keep_devices(element value, const std::string& where, AllowList<std::string>& devices)
+constexpr std::array<std::string_view, 3> app_keys{"composeHashes", "devices", "allowAnyDevice"};
+constexpr std::array<std::string_view, 3> kms_keys{"mrAggregated", "devices", "allowAnyDevice"};
+
+/// An app's or the KMS's part: a list of hashes, a list of devices, and whether any device will do.
+bool read_part(JsonCursor& in, const std::array<std::string_view, 3>& known, AllowList<Hash>& hashes,
+               AllowList<std::string>& devices)
 {
-    const bool any = devices.any; // allowAnyDevice may have come before
-    auto kept = keep(read_list<std::string>(value, where, device_entry), devices);
+    if (!in.enter_object()) { return false; }
+    Keys keys{in, known};
+    bool any = false;
+    while (const auto key = keys.next())
+    {
+        bool fine = false;
+        if (*key == 0) { fine = read_list<Hash>(in, hashes, hash_entry); }
+        else if (*key == 1) { fine = read_list<std::string>(in, devices, device_entry); }
+        else { fine = in.read(any); }
+        if (!fine) { return false; }
+    }
     devices.any = devices.any || any;
-    return kept;
+    return !in.failed();
 }
 
-Result<AppPolicy> read_app(element value, const std::string& where)
-{
-    AppPolicy out;
-    auto members = members_of(value, where);
-    if (!members) { return std::move(members).error(); }
-    for (const key_value_pair& member : *members)
-    {
-        const std::string at = where + "." + shown(member.key);
-        Result<Done> taken = refused(at, "unknown key; known: composeHashes, devices, allowAnyDevice");
-        if (member.key == "composeHashes")
-        {
-            taken = keep(read_list<Hash>(member.value, at, hash_entry), out.compose_hashes);
-        }
-        else if (member.key == "devices") { taken = keep_devices(member.value, at, out.devices); }
-        else if (member.key == "allowAnyDevice") { taken = keep_any_device(member.value, at, out.devices); }
-        if (!taken) { return std::move(taken).error(); }
-    }
-    return out;
-}
+/// So many bytes of text register one app, at least: room is made at once for those that a text can hold.
+constexpr std::size_t bytes_per_app = 192;
 
-Result<Done> read_kms(element value, Policy& out)
+bool read_apps(JsonCursor& in, Policy& out, std::size_t text_bytes)
 {
-    auto members = members_of(value, "kms");
-    if (!members) { return std::move(members).error(); }
-    for (const key_value_pair& member : *members)
+    out.apps.reserve(text_bytes / bytes_per_app);
+    if (!in.enter_object()) { return false; }
+    std::string_view key;
+    while (in.next_key(key))
     {
-        const std::string at = "kms." + shown(member.key);
-        Result<Done> taken = refused(at, "unknown key; known: mrAggregated, devices, allowAnyDevice");
-        if (member.key == "mrAggregated")
-        {
-            taken = keep(read_list<Hash>(member.value, at, hash_entry), out.kms_aggregated_mrs);
-        }
-        else if (member.key == "devices") { taken = keep_devices(member.value, at, out.kms_devices); }
-        else if (member.key == "allowAnyDevice") { taken = keep_any_device(member.value, at, out.kms_devices); }
-        if (!taken) { return taken; }
-    }
-    return Done{};
-}
-
-Result<Done> read_apps(element value, Policy& out)
-{
-    auto members = members_of(value, "apps");
-    if (!members) { return std::move(members).error(); }
-    out.apps.reserve(members->size());
-    for (const key_value_pair& member : *members)
-    {
-        const std::string at = "apps." + shown(member.key);
-        const auto hex = normal_hex(member.key, 40);
         AppId id{};
-        if (!hex || !unhex(*hex, id)) { return refused(at, "an app id " + hex_complaint(member.key, 40)); }
-        auto app = read_app(member.value, at);
-        if (!app) { return std::move(app).error(); }
-        // the same id in another spelling: two readers could take different ones
-        if (!out.apps.emplace(id, std::move(*app)).second) { return refused(at, "this app comes twice"); }
+        if (!hex_bytes(key, id)) { return in.refuse("an app id " + hex_complaint(key, 40)); }
+        const auto [place, is_new] = out.apps.try_emplace(id);
+        // also the same id in another spelling: two readers could take different ones
+        if (!is_new) { return in.refuse("this app comes twice"); }
+        if (!read_part(in, app_keys, place->second.compose_hashes, place->second.devices)) { return false; }
     }
-    return Done{};
+    return !in.failed();
 }
 
-Result<Done> read_plain(element value, const std::string& where, std::string& member)
+bool read_plain(JsonCursor& in, std::string& out)
 {
-    auto text = string_of(value, where);
-    if (!text) { return std::move(text).error(); }
-    if (!is_plain(*text, max_word)) { return refused(where, "must be at most 256 printable ASCII characters"); }
-    member = std::move(*text);
-    return Done{};
+    std::string_view text;
+    if (!in.read(text)) { return false; }
+    if (!is_plain(text, max_word)) { return in.refuse("must be at most 256 printable ASCII characters"); }
+    out = text;
+    return true;
 }
 
-Result<Done> read_chain_id(element value, Policy& out)
+using Graces = std::vector<Temporary<std::string>>;
+
+/// {"status": "OutOfDate", "until": "..."}
+bool read_grace(JsonCursor& in, Graces& out)
 {
-    std::uint64_t id = 0;
-    if (value.get(id) != simdjson::SUCCESS)
+    static constexpr std::array<std::string_view, 3> known{"status", "until", "reason"};
+    if (!in.enter_object()) { return false; }
+    Temporary<std::string> one;
+    one.reason = "tcbGrace";
+    Keys keys{in, known};
+    while (const auto key = keys.next())
     {
-        return refused("chainId", "must be a whole number that is not negative");
+        std::string_view text;
+        bool fine = false;
+        if (*key == 0) { fine = in.read(text) && word_entry(in, text, one.value); }
+        else if (*key == 1) { fine = read_time(in, one.expires_ms); }
+        else { fine = read_reason(in, one.reason); }
+        if (!fine) { return false; }
     }
-    out.chain_id = id;
-    return Done{};
+    if (in.failed()) { return false; }
+    if (!keys.has(0) || !keys.has(1)) { return in.refuse("needs \"status\" and \"until\""); }
+    out.push_back(std::move(one));
+    return true;
 }
 
-Result<Done> read_top(std::string_view key, element value, Policy& out)
+bool read_graces(JsonCursor& in, Graces& out)
 {
-    const std::string at{key};
-    if (key == "osImages") { return keep(read_list<Hash>(value, at, hash_entry), out.os_images); }
-    if (key == "allowedTcbStatuses") { return keep(read_list<std::string>(value, at, word_entry), out.tcb_statuses); }
-    if (key == "allowedAdvisoryIds") { return keep(read_list<std::string>(value, at, word_entry), out.advisory_ids); }
-    if (key == "gatewayAppId") { return read_plain(value, at, out.gateway_app_id); }
-    if (key == "kmsContractAddr") { return read_plain(value, at, out.kms_contract_address); }
-    if (key == "chainId") { return read_chain_id(value, out); }
-    if (key == "appImplementation") { return read_plain(value, at, out.app_implementation); }
-    if (key == "kms") { return read_kms(value, out); }
-    if (key == "apps") { return read_apps(value, out); }
-    return refused(shown(key), "unknown key; known: osImages, allowedTcbStatuses, allowedAdvisoryIds, gatewayAppId, "
-                               "kmsContractAddr, chainId, appImplementation, kms, apps");
+    const Type type = in.type();
+    if (type == Type::object) { return read_grace(in, out); }
+    if (type != Type::array) { return in.refuse_type("an object with \"status\" and \"until\", or an array of such"); }
+    in.enter_array();
+    while (in.next_item())
+    {
+        if (!read_grace(in, out)) { return false; }
+    }
+    return !in.failed();
 }
 
-/// simdjson does not say where a text breaks; the slow path does.
-std::string syntax_complaint(std::string_view text)
+void add_graces(AllowList<std::string>& statuses, Graces graces)
 {
-    try
+    if (graces.empty()) { return; }
+    Limited<std::string> all;
+    if (statuses.limited) { all = *statuses.limited; }
+    for (auto& grace : graces) { all.entries.push_back(std::move(grace)); }
+    std::sort(all.entries.begin(), all.entries.end());
+    statuses.limited = std::make_shared<const Limited<std::string>>(std::move(all));
+}
+
+constexpr std::array<std::string_view, 10> top_keys{
+    "osImages",          "allowedTcbStatuses", "allowedAdvisoryIds", "tcbGrace", "gatewayAppId", "kmsContractAddr", "chainId",
+    "appImplementation", "kms",                "apps"};
+
+bool read_top(JsonCursor& in, std::size_t key, Policy& out, Graces& graces, std::size_t text_bytes)
+{
+    switch (key)
     {
-        const auto ignored = nlohmann::json::parse(text, [](int depth, nlohmann::json::parse_event_t, nlohmann::json&)
-                                                   { return depth < 64; });
+    case 0:
+        return read_list<Hash>(in, out.os_images, hash_entry);
+    case 1:
+        out.tcb_statuses = {};
+        return read_list<std::string>(in, out.tcb_statuses, word_entry);
+    case 2:
+        return read_list<std::string>(in, out.advisory_ids, word_entry);
+    case 3:
+        return read_graces(in, graces);
+    case 4:
+        return read_plain(in, out.gateway_app_id);
+    case 5:
+        return read_plain(in, out.kms_contract_address);
+    case 6:
+        return in.read(out.chain_id);
+    case 7:
+        return read_plain(in, out.app_implementation);
+    case 8:
+        return read_part(in, kms_keys, out.kms_aggregated_mrs, out.kms_devices);
+    case 9:
+        return read_apps(in, out, text_bytes);
+    default:
+        return false;
     }
-    catch (const nlohmann::json::parse_error& error)
-    {
-        const std::string_view what = error.what();
-        const auto start = what.find("parse error at ");
-        const auto end = what.find(": ", start == std::string_view::npos ? 0 : start);
-        if (start != std::string_view::npos && end != std::string_view::npos)
-        {
-            return "no valid JSON at " + std::string{what.substr(start + 15, end - start - 15)};
-        }
-    }
-    catch (const std::exception&)
-    {
-    }
-    return "no valid JSON";
 }
 
 } // namespace
 
+std::optional<std::uint64_t> parse_time(std::string_view text)
+{
+    constexpr std::size_t seconds_end = 19; // 2026-12-24T18:00:00
+    if (text.size() <= seconds_end) { return std::nullopt; }
+    std::string plain{text.substr(0, seconds_end)};
+    plain[10] = plain[10] == 't' || plain[10] == ' ' ? 'T' : plain[10];
+    const auto part = [](std::string_view digits, int most)
+    {
+        const bool fine = digits.size() == 2 && hex_digit(digits[0]) >= 0 && hex_digit(digits[0]) < 10 &&
+                          hex_digit(digits[1]) >= 0 && hex_digit(digits[1]) < 10;
+        const int value = fine ? (digits[0] - '0') * 10 + (digits[1] - '0') : -1;
+        return value <= most ? value : -1;
+    };
+    if (part(plain.substr(11, 2), 23) < 0 || part(plain.substr(14, 2), 59) < 0 || part(plain.substr(17, 2), 59) < 0)
+    {
+        return std::nullopt;
+    }
+    std::string millis = "000";
+    std::size_t at = seconds_end;
+    if (text[at] == '.')
+    {
+        const std::size_t first = ++at;
+        for (; at < text.size() && text[at] >= '0' && text[at] <= '9'; ++at)
+        {
+            if (at - first < millis.size()) { millis[at - first] = text[at]; }
+        }
+        if (at == first) { return std::nullopt; }
+    }
+    const auto utc = unix_ms_from_rfc3339(plain + "." + millis + "Z");
+    const std::string_view zone = text.substr(at);
+    if (!utc || zone == "Z" || zone == "z") { return utc; }
+    if (zone.size() != 6 || (zone[0] != '+' && zone[0] != '-') || zone[3] != ':') { return std::nullopt; }
+    const int hours = part(zone.substr(1, 2), 23);
+    const int minutes = part(zone.substr(4, 2), 59);
+    if (hours < 0 || minutes < 0) { return std::nullopt; }
+    const std::uint64_t offset = static_cast<std::uint64_t>(hours * 60 + minutes) * 60'000;
+    if (zone[0] == '-') { return *utc + offset; }
+    return *utc >= offset ? std::optional{*utc - offset} : std::nullopt;
+}
+
 Result<Policy> parse_policy(std::string_view text)
 {
-    simdjson::dom::parser parser;
-    auto root = parse_json(parser, text);
-    if (!root)
-    {
-        if (root.error().message == "no valid JSON")
-        {
-            return Error{Errc::invalid_argument, syntax_complaint(text), {}, {}};
-        }
-        return std::move(root).error();
-    }
-    auto members = members_of(*root, "policy");
-    if (!members) { return std::move(members).error(); }
+    JsonCursor in{text, "policy"};
     Policy out;
-    for (const key_value_pair& member : *members)
+    Graces graces;
+    if (in.enter_object())
     {
-        auto taken = read_top(member.key, member.value, out);
-        if (!taken) { return std::move(taken).error(); }
+        Keys keys{in, top_keys};
+        while (const auto key = keys.next())
+        {
+            if (!read_top(in, *key, out, graces, text.size())) { break; }
+        }
+        in.end();
     }
+    if (in.failed()) { return Error{Errc::invalid_argument, in.complaint(), {}, {}}; }
+    add_graces(out.tcb_statuses, std::move(graces));
     return out;
 }
 

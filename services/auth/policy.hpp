@@ -3,7 +3,11 @@
 #include "shared/base/result.hpp"
 #include "shared/crypto/bytes.hpp"
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <iterator>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -12,13 +16,54 @@
 namespace dstack::auth
 {
 
+/// An entry that ends: `{"value": ..., "expires": "2026-12-24T18:00:00Z", "reason": ...}`.
+template <class T>
+struct Temporary
+{
+    T value{};
+    std::uint64_t expires_ms = 0; ///< unix time; from then on it allows nothing
+    std::string reason;           ///< why it was made
+    bool operator<(const Temporary& other) const
+    {
+        return value != other.value ? value < other.value : expires_ms < other.expires_ms;
+    }
+};
+
+/// What of a list ends some day.
+template <class T>
+struct Limited
+{
+    std::vector<Temporary<T>> entries{}; ///< sorted
+    std::uint64_t any_until_ms = 0;      ///< `{"any": true, "expires": ...}`; 0: not so
+    std::string any_reason{};
+};
+
 /// An empty list allows nothing; "any" must have been written down.
 template <class T>
 struct AllowList
 {
     bool any = false;
-    std::vector<T> values{}; ///< sorted
+    std::vector<T> values{};                       ///< without an end, sorted
+    std::shared_ptr<const Limited<T>> limited{}; ///< null: nothing in it ends
+
+    /// Without an end.
     bool contains(const T& value) const { return any || std::binary_search(values.begin(), values.end(), value); }
+    /// Of several temporary entries for it, the one that ends last; nullptr when there is none.
+    const Temporary<T>* temporary(const T& value) const
+    {
+        if (!limited) { return nullptr; }
+        const auto after = [](const T& v, const Temporary<T>& entry) { return v < entry.value; };
+        const auto end = std::upper_bound(limited->entries.begin(), limited->entries.end(), value, after);
+        return end != limited->entries.begin() && std::prev(end)->value == value ? &*std::prev(end) : nullptr;
+    }
+    bool allows(const T& value, std::uint64_t now_ms) const
+    {
+        if (contains(value)) { return true; }
+        if (!limited) { return false; }
+        const Temporary<T>* entry = temporary(value);
+        return now_ms < limited->any_until_ms || (entry != nullptr && now_ms < entry->expires_ms);
+    }
+    bool empty() const { return !any && values.empty() && !limited; }
 };
 
 using Hash = crypto::Bytes32;
@@ -41,7 +86,8 @@ struct AppIdHash
 };
 
 /// The union of auth-simple's and upstream dstack-auth's documents (dstack-protocol.md, E.6 and I.2).
-/// A list may also be written `{"any": true}`.
+/// A list holds plain values and objects with "value", "expires" and "reason"; or it is written `{"any": true}`.
+/// `tcbGrace` (`{"status": "OutOfDate", "until": ...}`, or several in an array) is an entry of tcb_statuses that ends.
 struct Policy
 {
     AllowList<Hash> os_images;
@@ -57,10 +103,13 @@ struct Policy
 };
 
 /// All or nothing: a text with one mistake is no policy. The message names the place: "apps.<id>.composeHashes[2]:
-/// ..."; for broken JSON it has line and column.
+/// ... (line 7)"; for broken JSON it has line and column.
 Result<Policy> parse_policy(std::string_view text);
 
-/// Bytes of a lower-case hex text of exactly that length.
+/// RFC 3339 with Z or an offset, with or without fractions of a second: "2026-12-24T18:00:00+01:00". Unix time in ms.
+std::optional<std::uint64_t> parse_time(std::string_view text);
+
+/// Bytes of a lower-case hex text of exactly that length, which was checked before.
 template <std::size_t N>
 bool unhex(std::string_view hex, std::array<std::uint8_t, N>& out)
 {

@@ -1,6 +1,10 @@
 #include "services/auth/policy_edit.hpp"
 #include "services/auth/json_reader.hpp"
 #include "services/auth/policy.hpp"
+#include "shared/base/time.hpp"
+#include "shared/crypto/hash.hpp"
+#include "shared/crypto/hex.hpp"
+#include <limits>
 #include <nlohmann/json.hpp>
 
 namespace dstack::auth
@@ -37,28 +41,75 @@ bool is_same_hex(std::string_view text, std::string_view normal)
     return hex && *hex == normal;
 }
 
-bool holds(const Json& list, std::string_view hash)
+/// The value of an entry: a text, or an object with "value".
+std::string_view value_of(const Json& item)
 {
-    for (const Json& item : list)
-    {
-        if (is_same_hex(item.get_ref<const std::string&>(), hash)) { return true; }
-    }
-    return false;
+    return item.is_object() ? item.at("value").get_ref<const std::string&>() : item.get_ref<const std::string&>();
 }
 
-/// Adds `hash` to the list of that name; false when it is allowed already.
-bool add_to(Json& object, const char* name, const std::string& hash)
+/// When an entry ends, unix time; the largest number for one without an end.
+std::uint64_t end_of(const Json& item)
 {
+    const auto expires = item.is_object() ? item.find("expires") : item.end();
+    const auto time = item.is_object() && expires != item.end() ? parse_time(expires->get_ref<const std::string&>()) : std::nullopt;
+    return time.value_or(std::numeric_limits<std::uint64_t>::max());
+}
+
+/// Whether the list, which may be {"any": ...}, allows everything for that long.
+bool is_any(const Json& list, std::uint64_t until)
+{
+    return list.is_object() && list.value("any", false) && end_of(list) >= until;
+}
+
+/// Adds `hash` to the list of that name; false when it is allowed for so long already.
+Result<bool> add_to(Json& object, const char* name, const std::string& hash, const Grant& grant)
+{
+    const std::uint64_t until = grant.expires_ms != 0 ? grant.expires_ms : std::numeric_limits<std::uint64_t>::max();
     Json& list = object[name];
-    if (list.is_null()) { list = Json::array(); }
-    if (list.is_object())
+    if (is_any(list, until)) { return false; }
+    if (list.is_object() && list.value("any", false))
     {
-        if (list.value("any", false)) { return false; }
-        list = Json::array();
+        return Error{Errc::failed_precondition,
+                     std::string{name} + " allows anything for a while: an entry of its own would end that",
+                     "replace {\"any\": true} by a list in the policy file",
+                     {}};
     }
-    if (holds(list, hash)) { return false; }
-    list.push_back(hash);
+    if (!list.is_array()) { list = Json::array(); }
+    for (auto item = list.begin(); item != list.end();)
+    {
+        const bool same = is_same_hex(value_of(*item), hash);
+        if (same && end_of(*item) >= until) { return false; }
+        if (same) { item = list.erase(item); }
+        else { ++item; }
+    }
+    if (grant.expires_ms == 0) { list.push_back(hash); }
+    else
+    {
+        Json entry{{"value", hash}, {"expires", rfc3339(grant.expires_ms)}};
+        if (!grant.reason.empty()) { entry["reason"] = grant.reason; }
+        list.push_back(std::move(entry));
+    }
     return true;
+}
+
+/// Removes every entry for `hash`; whether there was one.
+bool remove_from(Json& list, std::string_view hash)
+{
+    bool changed = false;
+    for (auto item = list.begin(); list.is_array() && item != list.end();)
+    {
+        const bool hit = is_same_hex(value_of(*item), hash);
+        changed = changed || hit;
+        if (hit) { item = list.erase(item); }
+        else { ++item; }
+    }
+    return changed;
+}
+
+Result<Done> check(const Grant& grant)
+{
+    if (is_plain(grant.reason, 1000)) { return Done{}; }
+    return Error{Errc::invalid_argument, "reason: must be at most 1000 printable ASCII characters", {}, {}};
 }
 
 std::string app_key(const Json& apps, const std::string& app_id)
@@ -74,8 +125,10 @@ std::string text_of(const Json& document) { return document.dump(2) + "\n"; }
 
 } // namespace
 
-Changed allow_app(std::string_view policy, std::string_view app_id, std::string_view compose_hash)
+Changed allow_app(std::string_view policy, std::string_view app_id, std::string_view compose_hash, const Grant& grant)
 {
+    auto fine = check(grant);
+    if (!fine) { return std::move(fine).error(); }
     auto id = argument("app_id", app_id, 40);
     if (!id) { return std::move(id).error(); }
     auto hash = argument("compose_hash", compose_hash, 64);
@@ -89,7 +142,9 @@ Changed allow_app(std::string_view policy, std::string_view app_id, std::string_
     {
         apps[key] = Json{{"composeHashes", Json::array()}, {"devices", Json::array()}, {"allowAnyDevice", true}};
     }
-    if (!add_to(apps[key], "composeHashes", *hash)) { return std::optional<std::string>{}; }
+    auto added = add_to(apps[key], "composeHashes", *hash, grant);
+    if (!added) { return std::move(added).error(); }
+    if (!*added) { return std::optional<std::string>{}; }
     return std::optional{text_of(*document)};
 }
 
@@ -119,14 +174,7 @@ Changed revoke_app(std::string_view policy, std::string_view app_id, std::string
                      "revoke the whole app, or replace {\"any\": true} by a list in the policy file",
                      {}};
     }
-    bool changed = false;
-    for (auto item = list->begin(); item != list->end();)
-    {
-        const bool hit = list->is_array() && is_same_hex(item->get_ref<const std::string&>(), *hash);
-        changed = changed || hit;
-        if (hit) { item = list->erase(item); }
-        else { ++item; }
-    }
+    const bool changed = remove_from(*list, *hash);
     // An entry without hashes allows nothing; it is kept only where somebody listed devices in it.
     const Json& app = (*apps)[key];
     const auto devices = app.find("devices");
@@ -134,14 +182,54 @@ Changed revoke_app(std::string_view policy, std::string_view app_id, std::string
     return changed ? std::optional{text_of(*document)} : std::optional<std::string>{};
 }
 
-Changed allow_image(std::string_view policy, std::string_view os_image_hash)
+Changed allow_image(std::string_view policy, std::string_view os_image_hash, const Grant& grant)
+{
+    auto fine = check(grant);
+    if (!fine) { return std::move(fine).error(); }
+    auto hash = argument("os_image_hash", os_image_hash, 64);
+    if (!hash) { return std::move(hash).error(); }
+    auto document = load(policy);
+    if (!document) { return std::move(document).error(); }
+    auto added = add_to(*document, "osImages", *hash, grant);
+    if (!added) { return std::move(added).error(); }
+    if (!*added) { return std::optional<std::string>{}; }
+    return std::optional{text_of(*document)};
+}
+
+Changed revoke_image(std::string_view policy, std::string_view os_image_hash)
 {
     auto hash = argument("os_image_hash", os_image_hash, 64);
     if (!hash) { return std::move(hash).error(); }
     auto document = load(policy);
     if (!document) { return std::move(document).error(); }
-    if (!add_to(*document, "osImages", *hash)) { return std::optional<std::string>{}; }
-    return std::optional{text_of(*document)};
+    const auto list = document->find("osImages");
+    if (list == document->end()) { return std::optional<std::string>{}; }
+    if (list->is_object() && list->value("any", false))
+    {
+        return Error{Errc::failed_precondition,
+                     "the policy allows any OS image: one cannot be taken back",
+                     "replace {\"any\": true} by a list in the policy file",
+                     {}};
+    }
+    return remove_from(*list, *hash) ? std::optional{text_of(*document)} : std::optional<std::string>{};
+}
+
+Changed set_policy(std::string_view policy, std::string_view text, std::string_view expected_hash)
+{
+    auto expected = expected_hash.empty() ? Result<std::string>{std::string{}} : argument("expected_hash", expected_hash, 64);
+    if (!expected) { return std::move(expected).error(); }
+    auto valid = parse_policy(text);
+    if (!valid) { return std::move(valid).error().within("policy"); }
+    const std::string now = crypto::to_hex(crypto::sha256(policy));
+    if (policy == text) { return std::optional<std::string>{}; }
+    if (!expected->empty() && *expected != now)
+    {
+        return Error{Errc::aborted,
+                     "the policy file is another one: expected " + *expected + ", is " + now,
+                     "somebody changed it meanwhile: read it again, make the change there",
+                     {}};
+    }
+    return std::optional{std::string{text}};
 }
 
 std::string blank_policy()

@@ -1,14 +1,13 @@
 #pragma once
+#include "bus/schema/audit.hpp"
 #include "bus/schema/auth.hpp"
 #include "services/auth/decide.hpp"
+#include <array>
 #include <memory>
 #include <optional>
 
 namespace dstack::auth
 {
-
-/// The hash before the first record.
-inline constexpr std::string_view genesis = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// What is written down: a decision, a change of the policy, or a repair of the ledger itself.
 struct Record
@@ -29,12 +28,22 @@ struct Record
     std::string reason; ///< also of a repair
 };
 
-/// One line of the ledger without its newline: a JSON object with "seq" first and "prev", the SHA-256 of the line
-/// before, last. So a record that was changed, removed or moved breaks the chain.
-std::string encode_record(const Record& record, std::uint64_t sequence, std::string_view previous_hash);
+/// Makes lines of records (docs/ledger.md): a JSON object with "seq" first and "prev", the SHA-256 of the line before, last.
+/// What a boot has not is left out, and so is of a check what the boot says already.
+class RecordWriter
+{
+  public:
+    /// The line, without a newline; valid until the next. `first_of_flush`: all records before are on disk; the line says
+    /// so, which tells a flush that a crash cut short from damage.
+    std::string_view line(const Record& record, std::uint64_t sequence, std::string_view previous_hash, bool first_of_flush = false);
 
-/// SHA-256 of a line, hex.
-std::string line_hash(std::string_view line);
+  private:
+    std::string_view time_text(std::uint64_t time_ms);
+    std::uint64_t second_ = ~std::uint64_t{0};
+    std::array<char, 24> time_{"1970-01-01T00:00:00.000"}; ///< of that second
+    std::unique_ptr<char[]> room_;
+    std::size_t size_ = 0;
+};
 
 /// A record as it is shown again.
 struct Entry
@@ -47,38 +56,28 @@ struct Entry
     schema::AuthPolicyChanged change{}; ///< for policy
 };
 
-/// Reads single lines, wherever they stand.
+/// All of a decision that can be judged anew.
+struct Decided
+{
+    Entry entry;
+    std::vector<schema::Check> checks;
+    std::optional<BootInfo> boot;
+};
+
+/// Reads single lines, wherever they stand; keeps its buffers from one to the next.
 class EntryReader
 {
   public:
     EntryReader();
     EntryReader(EntryReader&&) noexcept;
     ~EntryReader();
-    /// data_loss with the reason when the line is no record. `previous`: the hash that it names.
-    Result<Entry> read(std::string_view line, std::string* previous = nullptr);
+    /// data_loss with the reason when the line is no record.
+    Result<Entry> read(std::string_view line);
+    Result<Decided> read_decision(std::string_view line);
 
   private:
     struct State;
     std::unique_ptr<State> state_;
-};
-
-/// Walks a ledger from its first line.
-class Chain
-{
-  public:
-    /// The next line; data_loss with the reason when it does not continue the chain.
-    Result<Entry> next(std::string_view line);
-    /// The number and the hash of the last line; 0 and `genesis` before the first.
-    std::uint64_t sequence() const { return sequence_; }
-    const std::string& hash() const { return hash_; }
-    /// The hash of the first line: names this ledger. Empty before it.
-    const std::string& identity() const { return identity_; }
-
-  private:
-    EntryReader reader_;
-    std::uint64_t sequence_ = 0;
-    std::string hash_{genesis};
-    std::string identity_;
 };
 
 } // namespace dstack::auth

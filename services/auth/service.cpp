@@ -1,5 +1,8 @@
 #include "services/auth/service.hpp"
 #include "bus/client/client.hpp"
+#include "services/auth/audit_commands.hpp"
+#include "services/auth/chain/chain_backend.hpp"
+#include "services/auth/policy_commands.hpp"
 #include "services/auth/policy_edit.hpp"
 #include "services/auth/webhook.hpp"
 #include "shared/base/time.hpp"
@@ -45,9 +48,11 @@ std::uint64_t read_cursor(const std::string& path)
 class Service
 {
   public:
-    Service(Daemon& daemon, Config config, std::unique_ptr<Ledger> ledger)
+    Service(Daemon& daemon, Config config, std::unique_ptr<Ledger> ledger, std::unique_ptr<Backend> other)
         : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), policy_(loop_, config_.policy_file),
-          ledger_(std::move(ledger)), scope_(loop_), webhook_(scope_, policy_, *ledger_)
+          ledger_(std::move(ledger)), scope_(loop_), file_(scope_, policy_, ledger_.get()), other_(std::move(other)),
+          webhook_(loop_, other_ ? *other_ : file_, ledger_.get()), commands_(policy_, other_ ? nullptr : &file_, ledger_.get()),
+          audit_(loop_, ledger_.get(), other_ ? nullptr : &policy_, other_ ? *other_ : file_)
     {
     }
 
@@ -57,15 +62,10 @@ class Service
     Result<Done> listen(http::Server& server);
     Task<> connect();
     Task<> publish();
+    Task<> watch_ledger();
     Task<> store_cursor(std::uint64_t sequence);
     void serve_commands();
     bus::Client::OutgoingEvent event_of(const Entry& entry) const;
-
-    Task<Result<schema::AuthAllowApp::Reply>> allow_app(schema::AuthAllowApp request, bus::CallContext context);
-    Task<Result<schema::AuthAllowApp::Reply>> revoke_app(schema::AuthRevokeApp request, bus::CallContext context);
-    Task<Result<schema::AuthAllowApp::Reply>> allow_image(schema::AuthAllowImage request, bus::CallContext context);
-    Task<Result<schema::AuthDecisions::Reply>> decisions(schema::AuthDecisions request, bus::CallContext context);
-    Task<Result<schema::AuthAllowApp::Reply>> change(PolicyFile::Edit edit, Record record);
 
     Daemon& daemon_;
     Loop& loop_;
@@ -74,21 +74,24 @@ class Service
     std::unique_ptr<Ledger> ledger_;
     std::unique_ptr<bus::Client> bus_;
     Scope scope_; ///< before what its tasks use
+    FileBackend file_;
+    std::unique_ptr<Backend> other_; ///< set: it decides, and the file does not
     Webhook webhook_;
+    PolicyCommands commands_;
+    AuditCommands audit_;
 };
 
 Task<Result<Done>> Service::run()
 {
     bool created = false;
-    if (config_.create_policy)
+    if (config_.create_policy && !other_)
     {
         auto written = policy_.create(blank_policy());
         if (!written) { co_return std::move(written).error(); }
         created = *written;
     }
-    scope_.spawn(ledger_->run());
-    auto snapshot = co_await policy_.current();
-    if (created || snapshot->hash != ledger_->last_policy_hash()) { co_await webhook_.note_policy(snapshot, created); }
+    if (ledger_) { scope_.spawn(ledger_->run()); }
+    if (!other_) { co_await file_.begin(created); }
 
     http::Server server{loop_, limits_of(config_),
                         [this](http::Request request) { return webhook_.answer(std::move(request)); }};
@@ -101,15 +104,19 @@ Task<Result<Done>> Service::run()
         scope_.spawn(connect());
         scope_.spawn(publish());
     }
+    if (ledger_) { scope_.spawn(watch_ledger()); }
     daemon_.ready();
     log::info("serving", {{"listen", config_.listen},
                           {"port", server.port()},
+                          {"backend", config_.backend},
                           {"policy", policy_.path()},
-                          {"decisions", ledger_->sequence()}});
+                          {"decisions", ledger_ ? ledger_->sequence() : 0}});
     co_await daemon_.stop_requested();
     co_await server.drain(drain_limit);
     if (bus_) { co_await bus_->disconnect(drain_limit); }
+    if (ledger_) { co_await ledger_->finish(); }
     scope_.cancel();
+    if (ledger_ && ledger_->damage()) { co_return *ledger_->damage(); }
     log::info("stopped");
     co_return Done{};
 }
@@ -199,6 +206,13 @@ Task<> Service::publish()
     }
 }
 
+/// Damage that is found while it runs ends the process.
+Task<> Service::watch_ledger()
+{
+    co_await audit_.watch(bus_.get());
+    daemon_.request_stop();
+}
+
 Task<> Service::store_cursor(std::uint64_t sequence)
 {
     auto job = [path = config_.ledger_dir + "/published", text = std::to_string(sequence) + "\n"]
@@ -209,99 +223,34 @@ Task<> Service::store_cursor(std::uint64_t sequence)
 
 void Service::serve_commands()
 {
-    using bus::CallContext;
-    bus_->serve<schema::AuthAllowApp>([this](schema::AuthAllowApp request, CallContext context)
-                                      { return allow_app(std::move(request), std::move(context)); });
-    bus_->serve<schema::AuthRevokeApp>([this](schema::AuthRevokeApp request, CallContext context)
-                                       { return revoke_app(std::move(request), std::move(context)); });
-    bus_->serve<schema::AuthAllowImage>([this](schema::AuthAllowImage request, CallContext context)
-                                        { return allow_image(std::move(request), std::move(context)); });
-    bus_->serve<schema::AuthDecisions>([this](schema::AuthDecisions request, CallContext context)
-                                       { return decisions(std::move(request), std::move(context)); });
-}
-
-Record policy_record(std::string change, std::string app_id, std::string compose_hash, const std::string& reason,
-                     const bus::CallContext& context)
-{
-    Record out;
-    out.time_ms = unix_ms();
-    out.kind = "policy";
-    out.change = std::move(change);
-    out.app_id = std::move(app_id);
-    out.compose_hash = std::move(compose_hash);
-    out.reason = reason.substr(0, 1000);
-    out.by = context.caller;
-    return out;
-}
-
-Task<Result<schema::AuthAllowApp::Reply>> Service::allow_app(schema::AuthAllowApp request, bus::CallContext context)
-{
-    PolicyFile::Edit edit = [app = request.app_id, hash = request.compose_hash](std::string_view text)
-    { return auth::allow_app(text, app, hash); };
-    Record record = policy_record("allow_app", request.app_id, request.compose_hash, request.reason, context);
-    co_return co_await change(std::move(edit), std::move(record));
-}
-
-Task<Result<schema::AuthAllowApp::Reply>> Service::revoke_app(schema::AuthRevokeApp request, bus::CallContext context)
-{
-    PolicyFile::Edit edit = [app = request.app_id, hash = request.compose_hash](std::string_view text)
-    { return auth::revoke_app(text, app, hash); };
-    Record record = policy_record("revoke_app", request.app_id, request.compose_hash, request.reason, context);
-    co_return co_await change(std::move(edit), std::move(record));
-}
-
-Task<Result<schema::AuthAllowApp::Reply>> Service::allow_image(schema::AuthAllowImage request, bus::CallContext context)
-{
-    PolicyFile::Edit edit = [hash = request.os_image_hash](std::string_view text)
-    { return auth::allow_image(text, hash); };
-    Record record = policy_record(
-        "allow_image", "", "", request.os_image_hash + (request.reason.empty() ? "" : ": " + request.reason), context);
-    co_return co_await change(std::move(edit), std::move(record));
-}
-
-Task<Result<schema::AuthAllowApp::Reply>> Service::change(PolicyFile::Edit edit, Record record)
-{
-    auto changed = co_await policy_.change(std::move(edit));
-    if (!changed) { co_return std::move(changed).error(); }
-    if (changed->changed)
-    {
-        log::info("policy changed",
-                  {{"change", record.change}, {"app_id", record.app_id}, {"by", record.by}, {"policy", changed->hash}});
-        record.policy_hash = changed->hash;
-        webhook_.expect_policy(changed->hash);
-        auto written = co_await ledger_->append(std::move(record));
-        webhook_.expect_policy("");
-        // If that failed, the next look at the file finds that the newest record is about another one, and writes that
-        // down.
-        if (!written)
-        {
-            co_return std::move(written).error().within("the policy was changed, but that could not be recorded");
-        }
-    }
-    schema::AuthAllowApp::Reply reply;
-    reply.changed = changed->changed;
-    reply.policy_hash = changed->hash;
-    co_return reply;
-}
-
-Task<Result<schema::AuthDecisions::Reply>> Service::decisions(schema::AuthDecisions request, bus::CallContext)
-{
-    if (request.limit < 1 || request.limit > 1000)
-    {
-        co_return Error{Errc::invalid_argument, "limit: must be in 1..1000", {}, {}};
-    }
-    schema::AuthDecisions::Reply reply;
-    reply.decisions = ledger_->newest(request.app_id, request.limit);
-    co_return reply;
+    commands_.serve(*bus_);
+    audit_.serve(*bus_);
 }
 
 } // namespace
 
 Task<Result<Done>> serve(Daemon& daemon, Config config)
 {
-    auto ledger = Ledger::open(daemon.loop(), config.ledger_dir);
-    if (!ledger) { co_return std::move(ledger).error(); }
-    Service service{daemon, std::move(config), std::move(*ledger)};
+    std::unique_ptr<Ledger> ledger;
+    if (!config.ledger_dir.empty())
+    {
+        LedgerOptions options;
+        options.directory = config.ledger_dir;
+        options.flush = config.ledger_flush;
+        options.segment_bytes = config.ledger_segment_kib * 1024;
+        auto opened = Ledger::open(daemon.loop(), std::move(options));
+        if (!opened) { co_return std::move(opened).error(); }
+        ledger = std::move(*opened);
+    }
+    std::unique_ptr<Backend> other;
+    if (config.backend == "chain")
+    {
+        auto opened = chain::ChainBackend::open(daemon.loop(), config.chain);
+        if (!opened) { co_return std::move(opened).error(); }
+        (*opened)->begin();
+        other = std::move(*opened);
+    }
+    Service service{daemon, std::move(config), std::move(ledger), std::move(other)};
     co_return co_await service.run();
 }
 

@@ -2,7 +2,6 @@
 #include "services/auth/json_text.hpp"
 #include "shared/base/time.hpp"
 #include "shared/log/log.hpp"
-#include <algorithm>
 #include <chrono>
 
 namespace dstack::auth
@@ -10,6 +9,8 @@ namespace dstack::auth
 
 namespace
 {
+
+constexpr std::uint32_t max_logged = 100; ///< decisions in one second
 
 /// Error bodies are short ASCII: the KMS cuts them at 512 bytes, and breaks when that splits a character (E.4).
 http::Response refuse(int status, std::string_view allow)
@@ -19,137 +20,162 @@ http::Response refuse(int status, std::string_view allow)
     return out;
 }
 
-std::string printable(std::string_view text)
+Task<http::Response> at_once(http::Response response) { co_return response; }
+
+std::uint64_t us_since(std::chrono::steady_clock::time_point began)
 {
-    std::string out{text.substr(0, 300)};
-    std::replace_if(
-        out.begin(), out.end(), [](char c) { return c < 0x20 || c > 0x7e; }, '?');
-    return out;
+    const auto took = std::chrono::steady_clock::now() - began;
+    return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(took).count());
 }
 
 } // namespace
 
 Task<http::Response> Webhook::answer(http::Request request)
 {
-    const std::string path{request.path()};
-    const std::string method = request.method;
-    const bool reads = method == "GET" || method == "HEAD";
-    if (path == "/bootAuth/app" || path == "/bootAuth/kms")
+    const std::string_view path = request.path();
+    const bool app = path == "/bootAuth/app";
+    if (app || path == "/bootAuth/kms")
     {
-        if (method != "POST") { co_return refuse(405, "POST"); }
-        const Kind kind = path == "/bootAuth/app" ? Kind::app : Kind::kms;
-        co_return co_await decide_boot(kind, std::move(request));
+        if (request.method != "POST") { return at_once(refuse(405, "POST")); }
+        return decide_boot(app ? Kind::app : Kind::kms, std::move(request));
     }
-    if (path == "/" || path == "/health")
-    {
-        if (!reads) { co_return refuse(405, "GET, HEAD"); }
-        if (path == "/health") { co_return co_await tell_health(); }
-        co_return co_await tell_info();
-    }
-    co_return refuse(404, "");
+    const bool known = path == "/" || path == "/health" || path == "/metrics";
+    if (!known) { return at_once(refuse(404, "")); }
+    if (request.method != "GET" && request.method != "HEAD") { return at_once(refuse(405, "GET, HEAD")); }
+    if (path == "/health") { return tell_health(); }
+    if (path == "/metrics") { return at_once(tell_metrics()); }
+    return tell_info();
 }
 
 Task<http::Response> Webhook::decide_boot(Kind kind, http::Request request)
 {
-    const auto began = std::chrono::steady_clock::now();
-    auto snapshot = co_await policy_.current();
-    look_at(snapshot);
+    const auto began = Clock::now();
     Record record;
     record.time_ms = unix_ms();
     record.kind = to_string(kind);
-    record.policy_hash = snapshot->hash;
     record.agent = printable(request.headers.get("User-Agent").substr(0, 80));
-    int status = 200;
-    auto boot = reader_.read(request.body);
-    if (!boot)
+    std::shared_ptr<const Ground> ground;
+    record.boot.emplace();
+    auto read = read_boot_info(request.body, *record.boot);
+    if (read)
     {
-        status = 400;
-        record.verdict = deny("request", "invalid authorization request: " + boot.error().message);
-    }
-    else if (!snapshot->policy)
-    {
-        record.verdict = deny("policy", "policy is not usable: " + printable(snapshot->error) +
-                                            "; every boot is denied until it is repaired");
-    }
-    else { record.verdict = decide(kind, *boot, *snapshot->policy); }
-    if (boot) { record.boot = std::move(*boot); }
-    const auto took = std::chrono::steady_clock::now() - began;
-    record.latency_us = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(took).count());
-    Verdict verdict = record.verdict;
-    auto written = co_await ledger_.append(std::move(record));
-    if (!written)
-    {
-        log::error("decision not recorded", {{"error", written.error().message}});
-        verdict = deny("ledger", "the decision could not be recorded: " + printable(written.error().message) +
-                                     "; every boot is denied until it can");
+        // Decided together with all others that are read in this turn: one look at the policy is behind the reading of
+        // each, and serves them all.
+        const std::uint64_t number = ++asked_;
+        co_await next_turn(loop_);
+        if (looked_ < number)
+        {
+            backend_.look();
+            looked_ = asked_;
+        }
+        auto judgement = backend_.decide_now(kind, *record.boot);
+        if (!judgement)
+        {
+            auto waited = co_await backend_.decide(kind, *record.boot);
+            judgement = std::move(waited);
+        }
+        record.verdict = std::move(judgement->verdict);
+        ground = std::move(judgement->ground);
     }
     else
     {
-        const schema::Decision& told = written->decision;
-        if (told.allowed)
-        {
-            log::info("allowed", {{"kind", told.kind}, {"app_id", told.app_id}, {"decision", told.sequence}});
-        }
+        record.verdict = deny("request", "invalid authorization request: " + read.error().message);
+        record.boot.reset();
+        ground = backend_.ground();
+    }
+    record.policy_hash = ground->policy_hash;
+    record.latency_us = us_since(began);
+    if (ledger_ == nullptr) { co_return tell(record, 0, record.verdict, *ground, began); }
+    auto written = co_await ledger_->append(record);
+    if (written) { co_return tell(record, *written, record.verdict, *ground, began); }
+    const std::string why = written.error().message;
+    const Verdict verdict =
+        deny("ledger", "the decision could not be recorded: " + printable(why) + "; every boot is denied until it can");
+    co_return tell(record, 0, verdict, *ground, began);
+}
+
+/// At most so many lines in a second: the ledger has every decision, and a flood of questions must not become one of
+/// lines.
+bool Webhook::may_log(Clock::time_point now)
+{
+    if (now - log_second_ >= std::chrono::seconds{1})
+    {
+        if (not_logged_ > 0) { log::info("decisions not logged", {{"count", not_logged_}}); }
+        log_second_ = now;
+        logged_ = 0;
+        not_logged_ = 0;
+    }
+    if (logged_ < max_logged)
+    {
+        ++logged_;
+        return true;
+    }
+    ++not_logged_;
+    return false;
+}
+
+http::Response Webhook::tell(const Record& record, std::uint64_t sequence, const Verdict& verdict, const Ground& ground,
+                             Clock::time_point began)
+{
+    const auto now = Clock::now();
+    const auto took = std::chrono::duration_cast<std::chrono::microseconds>(now - began);
+    metrics_.count(record.kind, verdict.rule, verdict.allowed, static_cast<std::uint64_t>(took.count()));
+    if (may_log(now))
+    {
+        const std::string_view app_id = record.boot ? std::string_view{record.boot->app_id} : "";
+        if (verdict.allowed) { log::info("allowed", {{"kind", record.kind}, {"app_id", app_id}, {"decision", sequence}}); }
+        else if (verdict.rule == "ledger") { log::error("decision not recorded", {{"error", verdict.reason}}); }
         else
         {
             log::info("denied",
-                      {{"kind", told.kind}, {"app_id", told.app_id}, {"decision", told.sequence}, {"rule", told.rule}});
+                      {{"kind", record.kind}, {"app_id", app_id}, {"decision", sequence}, {"rule", verdict.rule}});
         }
     }
-    const std::string gateway = snapshot->policy ? snapshot->policy->gateway_app_id : "";
-    co_return http::json_response(status, answer_body(verdict, gateway));
+    const int status = record.boot ? 200 : 400;
+    return http::json_response(status, answer_body(verdict, ground.gateway_app_id));
+}
+
+http::Response Webhook::tell_metrics() const
+{
+    std::string body;
+    metrics_.append_to(body);
+    backend_.append_metrics(body);
+    if (ledger_ != nullptr)
+    {
+        append_gauge(body, "dstack_auth_ledger_ok", "1 when decisions can be recorded; 0: every boot is denied.",
+                     ledger_->trouble().empty() ? "1" : "0");
+        append_gauge(body, "dstack_auth_ledger_records", "The number of the newest record.", std::to_string(ledger_->sequence()));
+        append_gauge(body, "dstack_auth_ledger_lag_records", "Records that wait for the disk.", std::to_string(ledger_->lag()));
+        append_gauge(body, "dstack_auth_ledger_free_bytes", "Free on the ledger's disk.", std::to_string(ledger_->free_bytes()));
+    }
+    body += "# EOF\n";
+    http::Response out;
+    out.headers.set("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    out.body = std::move(body);
+    return out;
 }
 
 Task<http::Response> Webhook::tell_info()
 {
-    auto snapshot = co_await policy_.current();
-    look_at(snapshot);
-    if (snapshot->policy) { co_return http::json_response(200, info_body(*snapshot->policy)); }
-    std::string body = R"({"status":"error","message":)";
-    append_json_string(body, "policy is not usable: " + printable(snapshot->error));
-    body += '}';
-    co_return http::json_response(500, std::move(body));
+    auto info = co_await backend_.info();
+    co_return http::json_response(info.status, std::move(info.body));
 }
 
 Task<http::Response> Webhook::tell_health()
 {
-    auto snapshot = co_await policy_.current();
-    look_at(snapshot);
-    const bool fine = snapshot->policy && ledger_.trouble().empty();
+    auto health = co_await backend_.health();
+    const std::string ledger = ledger_ == nullptr ? "" : printable(ledger_->trouble());
+    const bool fine = health.trouble.empty() && ledger.empty();
     std::string body = fine ? R"({"status":"ok","policy":)" : R"({"status":"denying everything","policy":)";
-    append_json_string(body, snapshot->policy ? "ok" : printable(snapshot->error));
+    append_json_string(body, health.trouble.empty() ? "ok" : printable(health.trouble));
     body += R"(,"policyHash":)";
-    append_json_string(body, snapshot->hash);
+    append_json_string(body, health.policy_hash);
     body += R"(,"ledger":)";
-    append_json_string(body, ledger_.trouble().empty() ? "ok" : printable(ledger_.trouble()));
-    body += R"(,"decisions":)" + std::to_string(ledger_.sequence()) + "}";
+    append_json_string(body, ledger_ == nullptr ? "none" : ledger.empty() ? "ok" : ledger);
+    body += R"(,"ledgerWarning":)";
+    append_json_string(body, ledger_ == nullptr ? "" : printable(ledger_->warning()));
+    body += R"(,"decisions":)" + std::to_string(ledger_ == nullptr ? 0 : ledger_->sequence()) + "}";
     co_return http::json_response(fine ? 200 : 503, std::move(body));
-}
-
-void Webhook::look_at(std::shared_ptr<const Snapshot> snapshot)
-{
-    const bool known =
-        snapshot->hash == ledger_.last_policy_hash() || (!snapshot->hash.empty() && snapshot->hash == expected_hash_);
-    if (noting_ || policy_.changing() || known) { return; }
-    noting_ = true;
-    scope_.spawn(note_policy(std::move(snapshot)));
-}
-
-Task<> Webhook::note_policy(std::shared_ptr<const Snapshot> snapshot, bool created)
-{
-    noting_ = true;
-    Record record;
-    record.time_ms = unix_ms();
-    record.kind = "policy";
-    record.policy_hash = snapshot->hash;
-    record.change = created ? "created" : snapshot->policy ? "external" : "invalid";
-    record.reason = printable(snapshot->error);
-    auto written = co_await ledger_.append(std::move(record));
-    noting_ = false;
-    if (created) { log::info("policy created", {{"file", policy_.path()}}); }
-    else if (snapshot->policy) { log::info("policy file changed by somebody else", {{"policy", snapshot->hash}}); }
-    else { log::error("policy file not usable", {{"error", snapshot->error}}); }
-    if (!written) { log::error("policy change not recorded", {{"error", written.error().message}}); }
 }
 
 } // namespace dstack::auth

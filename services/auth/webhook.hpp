@@ -1,7 +1,9 @@
 #pragma once
+#include "services/auth/backend.hpp"
 #include "services/auth/ledger.hpp"
-#include "services/auth/policy_file.hpp"
+#include "services/auth/metrics.hpp"
 #include "shared/http/message.hpp"
+#include <chrono>
 
 namespace dstack::auth
 {
@@ -10,24 +12,29 @@ namespace dstack::auth
 class Webhook
 {
   public:
-    Webhook(Scope& scope, PolicyFile& policy, Ledger& ledger) : scope_(scope), policy_(policy), ledger_(ledger) {}
+    /// `ledger` null: nothing is written down.
+    Webhook(Loop& loop, Backend& backend, Ledger* ledger) : loop_(loop), backend_(backend), ledger_(ledger) {}
     Task<http::Response> answer(http::Request request);
-    /// Writes down that the policy file is not the one of the newest record, when that is so.
-    Task<> note_policy(std::shared_ptr<const Snapshot> snapshot, bool created = false);
-    /// A change of our own, which is being written down: not to be noted as somebody else's. Empty when that failed.
-    void expect_policy(std::string hash) { expected_hash_ = std::move(hash); }
 
   private:
+    using Clock = std::chrono::steady_clock;
     Task<http::Response> decide_boot(Kind kind, http::Request request);
     Task<http::Response> tell_info();
     Task<http::Response> tell_health();
-    void look_at(std::shared_ptr<const Snapshot> snapshot);
-    Scope& scope_;
-    PolicyFile& policy_;
-    Ledger& ledger_;
-    BootInfoReader reader_;
-    bool noting_ = false;
-    std::string expected_hash_;
+    http::Response tell_metrics() const;
+    /// Counts and logs what is answered.
+    http::Response tell(const Record& record, std::uint64_t sequence, const Verdict& verdict, const Ground& ground,
+                        Clock::time_point began);
+    bool may_log(Clock::time_point now);
+    Loop& loop_;
+    Backend& backend_;
+    Ledger* ledger_;
+    Metrics metrics_;
+    std::uint64_t asked_ = 0;  ///< requests that were read
+    std::uint64_t looked_ = 0; ///< the backend looked after so many of them
+    Clock::time_point log_second_{};
+    std::uint32_t logged_ = 0;    ///< decisions in that second
+    std::uint64_t not_logged_ = 0;
 };
 
 } // namespace dstack::auth

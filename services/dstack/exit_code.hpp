@@ -16,6 +16,7 @@ inline constexpr int exit_precondition = 7;
 inline constexpr int exit_timeout = 8;
 inline constexpr int exit_denied = 9;
 inline constexpr int exit_unhealthy = 10;
+inline constexpr int exit_changes = 11;    ///< with --exit-code
 
 int exit_code(Errc code);
 /// Of a deploy or start that failed: denied by policy, or a guest that did not come up, have codes of their own.

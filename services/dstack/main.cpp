@@ -22,12 +22,24 @@ Task<int> dispatch(Session& session)
     if (verb == "trace") { co_return co_await show_trace(session); }
     if (verb == "bus services") { co_return co_await bus_services(session); }
     if (verb == "bus top") { co_return co_await bus_top(session); }
+    if (verb == "allow" || verb == "revoke") { co_return co_await change_policy(session); }
+    if (verb == "audit list") { co_return co_await audit_list(session); }
+    if (verb == "audit show") { co_return co_await audit_show(session); }
+    if (verb == "audit export") { co_return co_await audit_export(session); }
+    if (verb == "why") { co_return co_await show_why(session); }
+    if (verb == "policy test") { co_return co_await policy_test(session); }
     if (verb == "logs") { co_return co_await show_logs(session); }
     co_return co_await change_app(session);
 }
 
 Task<> run(Session& session, int& code)
 {
+    if (session.options().verb == "audit verify")
+    {
+        auto verified = co_await audit_verify(session);
+        code = verified;
+        co_return;
+    }
     auto connected = co_await session.connect();
     if (!connected)
     {

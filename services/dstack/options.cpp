@@ -27,6 +27,8 @@ struct Words
     std::string memory;
     std::string timeout;
     std::string instance;
+    std::string how_long;
+    std::string until;
     bool debug = false;
     bool version = false;
     bool no_allow = false;
@@ -69,6 +71,33 @@ void add_deploy(CLI::App& app, Options& o, Words& w)
     deploy->add_flag("--no-allow", w.no_allow, "do not allow the compose hash: the policy must do so already");
     deploy->add_flag("--no-kms", w.no_kms, "an app without keys");
     deploy->add_flag("--wait,!--no-wait", o.wait, "wait until the app answers (default)");
+}
+
+void add_policy_changes(CLI::App& app, Options& o, Words& w)
+{
+    auto* allow = app.add_subcommand("allow", "let the KMS release keys to a compose hash of an app, or to an OS image");
+    auto* revoke = app.add_subcommand("revoke", "take that back: a hash, a whole app, or an OS image");
+    allow->add_option("--for", w.how_long, "only so long, such as 2h")->type_name("TIME");
+    allow->add_option("--until", w.until, "only until then (RFC 3339)")->type_name("TIME");
+    for (auto* verb : {allow, revoke})
+    {
+        verb->add_option("hash", o.hash, "compose hash, 64 hex digits");
+        verb->add_option("--app", o.app, "the app: its id, or the name of one that is deployed here");
+        verb->add_option("--image", o.image, "instead of an app: the hash of an OS image")->type_name("HASH");
+        verb->add_option("--reason", o.reason, "why, for the record");
+    }
+}
+
+/// What CLI11 cannot say: which of them go together.
+Result<Done> check_policy_change(const Options& o)
+{
+    const bool image = !o.image.empty();
+    const bool app = !o.app.empty();
+    if (image && (app || !o.hash.empty())) { return Error{Errc::invalid_argument, "--image stands alone: it allows an OS image, not an app", {}, {}}; }
+    if (image) { return Done{}; }
+    if (!app) { return Error{Errc::invalid_argument, o.verb + " needs --app APP (or --image HASH)", "see `dstack " + o.verb + " --help`", {}}; }
+    if (o.hash.empty() && o.verb == "allow") { return Error{Errc::invalid_argument, "allow needs a compose hash", "`dstack deploy --dry-run` shows the one of a compose file", {}}; }
+    return Done{};
 }
 
 CLI::App* add_app_verb(CLI::App& app, Options& o, const char* name, const char* about)
@@ -124,6 +153,44 @@ void add_app_verbs(CLI::App& app, Options& o)
     completion->add_option("shell", o.shell, "bash")->required()->check(CLI::IsMember({"bash"}));
 }
 
+void add_record_filters(CLI::App& verb, Options& o)
+{
+    verb.add_option("--app", o.app, "only of this app: name or app id");
+    verb.add_option("--kind", o.kind, "only this kind")->check(CLI::IsMember({"app", "kms", "policy", "repair"}));
+    verb.add_flag("--denied", o.denied, "only decisions that denied");
+    verb.add_flag("--allowed", o.allowed, "only decisions that allowed");
+    verb.add_option("--since", o.since, "only from this time on (RFC 3339), or how long ago (2h)")->type_name("TIME|AGE");
+}
+
+void add_audit(CLI::App& app, Options& o)
+{
+    auto* audit = app.add_subcommand("audit", "the decision ledger: every answer that the KMS got, and every change of the policy");
+    audit->require_subcommand(1);
+    auto* list = audit->add_subcommand("list", "records, newest first");
+    add_record_filters(*list, o);
+    list->add_option("--limit", o.limit, "at most this many")->capture_default_str()->check(CLI::Range(1U, 1'000'000U));
+    auto* show = audit->add_subcommand("show", "one record, with every rule that was checked");
+    show->add_option("record", o.decision, "its number")->required();
+    add_record_filters(*audit->add_subcommand("export", "the records as they are in the ledger, one JSON object per line, oldest first"), o);
+    auto* verify = audit->add_subcommand("verify", "walk the ledger's files, without the service: is every record as it was written?");
+    verify->add_option("--dir", o.directory, "where the ledger is; default: of the instance on this host")->type_name("DIR");
+    verify->add_option("--key", o.key_file, "the public key of its checkpoints; default: checkpoint.pub beside it")->type_name("FILE");
+    verify->add_option("--expect", o.expect, "that record must be there with that hash, as an earlier verify said")->type_name("RECORD:HASH");
+    auto* why = app.add_subcommand("why", "why a boot got its keys or not: the checks, the changes of the policy behind it, and what would allow it");
+    why->add_option("id", o.app, "an app (its last decision), a VM, or the number of a decision")->required();
+    auto* policy = app.add_subcommand("policy", "who may boot");
+    policy->require_subcommand(1);
+    auto* test = policy->add_subcommand("test", "decide boots without telling anybody: which would flip?");
+    test->add_option("--boot-info", o.boot_info, "a body as the KMS posts it; - is stdin")->type_name("FILE");
+    test->add_option("--kind", o.kind, "what that body is of")->check(CLI::IsMember({"app", "kms"}));
+    test->add_option("--decision", o.decision, "the boot of that decision")->type_name("NUMBER");
+    test->add_option("--last", o.last, "the boots of the newest decisions")->type_name("N")->check(CLI::Range(1U, 100'000U));
+    test->add_option("--with", o.with, "this policy instead of the one in force; - is stdin")->type_name("FILE");
+    test->add_flag("--exit-code", o.with_exit_code, "exit 11 when a decision would be another");
+    for (auto* verb : audit->get_subcommands({})) { verb->fallthrough(); }
+    test->fallthrough();
+}
+
 /// Before CLI11 understands anything: does the caller want documents?
 bool asks_for_json(int argc, const char* const* argv)
 {
@@ -150,6 +217,25 @@ Result<Done> finish(Options& o, Words& w)
         if (!timeout) { return std::move(timeout).error().within("--timeout"); }
         o.timeout_ms = std::max<std::uint64_t>(*timeout, 1);
     }
+    if (!w.how_long.empty() && !w.until.empty()) { return Error{Errc::invalid_argument, "--for and --until say the same", "leave one of them away", {}}; }
+    if (!w.how_long.empty())
+    {
+        auto how_long = parse_duration(w.how_long);
+        if (!how_long) { return std::move(how_long).error().within("--for"); }
+        if (*how_long == 0) { return Error{Errc::invalid_argument, "--for: must be longer than nothing", {}, {}}; }
+        o.for_ms = *how_long;
+    }
+    if (!w.until.empty())
+    {
+        auto until = parse_time(w.until);
+        if (!until) { return std::move(until).error().within("--until"); }
+        o.until_ms = *until;
+    }
+    if (o.verb == "allow" || o.verb == "revoke")
+    {
+        auto fits = check_policy_change(o);
+        if (!fits) { return fits; }
+    }
     if (!w.instance.empty())
     {
         return Error{Errc::invalid_argument, "--instance: this version has no named instances", "use --prefix DIR for another instance on this host", {}};
@@ -164,6 +250,12 @@ Result<Done> finish(Options& o, Words& w)
         if (!host) { return std::move(host).error().within("--host"); }
     }
     if (o.token_file == "-" && o.compose == "-") { return Error{Errc::invalid_argument, "stdin cannot be both the token and the compose file", "put one of them into a file", {}}; }
+    if (o.denied && o.allowed) { return Error{Errc::invalid_argument, "--denied and --allowed leave nothing", "leave one of them away", {}}; }
+    if (o.verb == "policy test" && (o.boot_info.empty() ? 0 : 1) + (o.decision == 0 ? 0 : 1) + (o.last == 0 ? 0 : 1) != 1)
+    {
+        return Error{Errc::invalid_argument, "policy test needs one of --boot-info, --decision and --last", "see `dstack policy test --help`", {}};
+    }
+    if (o.boot_info == "-" && o.with == "-") { return Error{Errc::invalid_argument, "stdin cannot be both the boot and the policy", "put one of them into a file", {}}; }
     o.allow = !w.no_allow;
     o.kms = !w.no_kms;
     o.verbose = o.verbose || w.debug;
@@ -191,8 +283,10 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
     add_globals(app, o, w);
     add_deploy(app, o, w);
     add_app_verbs(app, o);
+    add_policy_changes(app, o, w);
     add_streams(app, o);
     add_bus(app, o);
+    add_audit(app, o);
     for (auto* verb : app.get_subcommands({})) { verb->fallthrough(); }
     app.require_subcommand(0, 1);
     try
@@ -229,15 +323,18 @@ std::variant<Options, Leave> parse_options(int argc, const char* const* argv)
 std::string bash_completion()
 {
     return R"(_dstack() {
-    local verbs="deploy run ls apps ps info logs events trace bus stop start rm leases version completion"
+    local verbs="deploy run ls apps ps info logs events trace why audit policy bus stop start rm allow revoke leases version completion"
     local flags="--json --quiet --verbose --no-color --no-input --yes --dry-run --timeout --prefix --host --token-file --help --version"
     if [ "$COMP_CWORD" -eq 1 ]; then
         COMPREPLY=($(compgen -W "$verbs $flags" -- "${COMP_WORDS[COMP_CWORD]}"))
         return
     fi
     case "${COMP_WORDS[1]}" in
-    info|logs|trace|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    info|logs|trace|why|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    allow|revoke) COMPREPLY=($(compgen -W "--app --image --for --until --reason $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    audit) COMPREPLY=($(compgen -W "list show export verify --app --kind --denied --allowed --since --limit --dir --key --expect $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    policy) COMPREPLY=($(compgen -f -W "test --boot-info --decision --last --with --exit-code $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     bus) COMPREPLY=($(compgen -W "services top $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     events) COMPREPLY=($(compgen -W "-f --from --type --subject --source --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     *) COMPREPLY=($(compgen -W "$flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;

@@ -48,6 +48,24 @@ struct Options
     std::string severity;
     bool force = false;
     std::string shell;
+
+    std::string hash;            ///< allow, revoke: a compose hash
+    std::string reason;
+    std::uint64_t for_ms = 0;    ///< allow: how long; 0: not said
+    std::uint64_t until_ms = 0;  ///< allow: unix time; 0: not said
+    bool denied = false;  ///< audit list, export
+    bool allowed = false;
+    std::string kind;
+    std::string since;
+    std::uint32_t limit = 20;
+    std::string directory; ///< audit verify: of the ledger
+    std::string key_file;
+    std::string expect;
+    std::string boot_info; ///< policy test
+    std::uint64_t decision = 0;
+    std::uint32_t last = 0;
+    std::string with;
+    bool with_exit_code = false;
 };
 
 /// Help, the version, or a mistake: text and how to leave.

@@ -1,6 +1,7 @@
 #include "services/dstackup/cli.hpp"
 #include "services/dstackup/dev.hpp"
 #include "services/dstackup/image_verbs.hpp"
+#include "services/dstackup/policy_verbs.hpp"
 #include "services/dstackup/token_verbs.hpp"
 #include <CLI/CLI.hpp>
 #include <csignal>
@@ -20,6 +21,7 @@ constexpr const char* examples = R"(Examples:
   dstackup dev down                   stop its guests and services, keep the data
   dstackup dev down --purge --yes     and remove its data
   dstackup image import ./nginx-oci   let guests run that image
+  dstackup policy check auth.json     does a file of upstream mean the same here?
   dstackup token create ann --role operator --out ann.join
                                       let a remote operator in
 
@@ -32,6 +34,7 @@ struct Command
     DevDown down{};
     ImageImport import{};
     TokenCreate token{};
+    std::string policy_file{};
     std::function<int()> verb{};
 };
 
@@ -121,6 +124,16 @@ void add_token(CLI::App& app, Command& command)
     revoke->add_option("name", command.token.name, "its name")->required();
 }
 
+void add_policy(CLI::App& app, Command& command)
+{
+    auto* policy = app.add_subcommand("policy", "the file that says what may boot");
+    policy->require_subcommand(1);
+    add_global(*policy, command.global);
+    auto* check = add_verb(*policy, command, "check", "is it valid, and does it rely on upstream's \"empty means any\"?",
+                           [&command] { return policy_check(command.global, command.policy_file); });
+    check->add_option("file", command.policy_file, "the policy file, ours or upstream's")->required();
+}
+
 /// The word that stands where a verb should.
 std::string unknown_verb(const CLI::App& app)
 {
@@ -179,6 +192,7 @@ int run_cli(int argc, char** argv)
     add_dev(app, command);
     add_image(app, command);
     add_token(app, command);
+    add_policy(app, command);
     try
     {
         app.parse(argc, argv);

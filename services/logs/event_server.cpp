@@ -121,8 +121,8 @@ Task<Result<Done>> EventServer::follow(bus::Filter filter, bus::From from, http:
     struct Count // also when the peer goes away and this is destroyed
     {
         std::size_t& streams;
-        explicit Count(std::size_t& s) : streams(s) { ++streams; }
-        ~Count() { --streams; }
+        explicit Count(std::size_t& s) : streams(s) { log::info("event stream begun", {{"streams", ++streams}}); }
+        ~Count() { log::info("event stream ended", {{"streams", --streams}}); }
     } count{streams_};
     const std::string greeting{sse_greeting};
     auto greeted = co_await out->write(greeting);

@@ -3,6 +3,7 @@
 #include "shared/http/transport.hpp"
 #include <charconv>
 #include <limits>
+#include <map>
 #include <netdb.h>
 #include <sys/un.h>
 #include <vector>
@@ -183,12 +184,39 @@ Task<Result<std::vector<sockaddr_storage>>> resolve(Loop& loop, std::string host
 
 } // namespace
 
+class Client::Trust
+{
+  public:
+    Result<std::shared_ptr<TlsContext>> context(const TlsClientConfig& config, std::chrono::steady_clock::time_point now)
+    {
+        if (!config.cert_chain_pem.empty()) { return TlsContext::client(config); } // no private keys are kept here
+        const std::pair key{config.verify, config.ca_pem};
+        const auto known = kept_.find(key);
+        if (known != kept_.end() && now - known->second.since < longest) { return known->second.context; }
+        auto fresh = TlsContext::client(config);
+        if (!fresh) { return fresh; }
+        if (kept_.size() >= most) { kept_.clear(); }
+        kept_[key] = {*fresh, now};
+        return fresh;
+    }
+
+  private:
+    struct Kept
+    {
+        std::shared_ptr<TlsContext> context{};
+        std::chrono::steady_clock::time_point since{};
+    };
+    static constexpr std::chrono::hours longest{1};
+    static constexpr std::size_t most = 8;
+    std::map<std::pair<TlsClientConfig::Verify, std::string>, Kept> kept_;
+};
+
 /// One connection and the response on it.
 class ClientStream::Impl final : public TransportSink
 {
   public:
-    Impl(Loop& loop, std::size_t max_header_bytes, std::size_t max_body_bytes, bool to_head)
-        : loop_(loop), changed_(loop), parser_(max_header_bytes, max_body_bytes, to_head)
+    Impl(Loop& loop, std::shared_ptr<Client::Trust> trust, std::size_t max_header_bytes, std::size_t max_body_bytes, bool to_head)
+        : loop_(loop), trust_(std::move(trust)), changed_(loop), parser_(max_header_bytes, max_body_bytes, to_head)
     {
     }
     Task<Result<Done>> connect(Target target, TlsClientConfig tls);
@@ -220,6 +248,7 @@ class ClientStream::Impl final : public TransportSink
     Task<Result<Done>> secure(Target target, TlsClientConfig tls);
 
     Loop& loop_;
+    std::shared_ptr<Client::Trust> trust_;
     Event changed_;
     ReadBuffer buffer_;
     ResponseParser parser_;
@@ -304,7 +333,7 @@ Task<Result<Done>> ClientStream::Impl::connect_once(Target target, const sockadd
 
 Task<Result<Done>> ClientStream::Impl::secure(Target target, TlsClientConfig tls)
 {
-    auto context = TlsContext::client(tls);
+    auto context = trust_->context(tls, loop_.now());
     if (!context) { co_return std::move(context).error(); }
     const std::string name = tls.server_name.empty() ? target.host : tls.server_name;
     const std::string verify_name = tls.verify == TlsClientConfig::Verify::none ? std::string{} : name;
@@ -492,9 +521,11 @@ Task<Result<Done>> timed_exchange(ClientStream::Impl* impl, ClientRequest reques
 
 } // namespace
 
+Client::Client(Loop& loop) : loop_(loop), trust_(std::make_shared<Trust>()) {}
+
 Task<Result<ClientResponse>> Client::send(ClientRequest request)
 {
-    ClientStream::Impl impl{loop_, request.max_header_bytes, request.max_response_bytes, request.method == "HEAD"};
+    ClientStream::Impl impl{loop_, trust_, request.max_header_bytes, request.max_response_bytes, request.method == "HEAD"};
     auto work = timed_exchange(&impl, std::move(request), true);
     auto done = co_await work;
     if (!done) { co_return std::move(done).error(); }
@@ -508,7 +539,7 @@ Task<Result<ClientResponse>> Client::send(ClientRequest request)
 
 Task<Result<ClientStream>> Client::open(ClientRequest request)
 {
-    auto impl = std::make_unique<ClientStream::Impl>(loop_, request.max_header_bytes,
+    auto impl = std::make_unique<ClientStream::Impl>(loop_, trust_, request.max_header_bytes,
                                                      std::numeric_limits<std::size_t>::max(), request.method == "HEAD");
     auto work = timed_exchange(impl.get(), std::move(request), false);
     auto done = co_await work;

@@ -61,12 +61,16 @@ class ClientStream
 class Client
 {
   public:
-    explicit Client(Loop& loop) : loop_(loop) {}
+    explicit Client(Loop& loop);
     Task<Result<ClientResponse>> send(ClientRequest request);
     Task<Result<ClientStream>> open(ClientRequest request);
 
+    /// The trust of earlier requests: reading the machine's roots takes a tenth of a second. Read again after an hour.
+    class Trust;
+
   private:
     Loop& loop_;
+    std::shared_ptr<Trust> trust_;
 };
 
 } // namespace dstack::http

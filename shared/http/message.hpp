@@ -26,7 +26,11 @@ class Headers
   public:
     Headers() = default;
     Headers(std::initializer_list<Header> list) : list_(list) {}
-    void add(std::string name, std::string value) { list_.push_back({std::move(name), std::move(value)}); }
+    void add(std::string name, std::string value)
+    {
+        if (list_.capacity() == 0) { list_.reserve(usual); }
+        list_.push_back({std::move(name), std::move(value)});
+    }
     /// Replaces all fields of this name.
     void set(std::string_view name, std::string value);
     void remove(std::string_view name);
@@ -45,6 +49,7 @@ class Headers
     auto end() const { return list_.end(); }
 
   private:
+    static constexpr std::size_t usual = 8;
     std::vector<Header> list_;
 };
 

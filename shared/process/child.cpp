@@ -3,6 +3,7 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <poll.h>
 #include <sys/wait.h>
 
 #ifndef P_PIDFD
@@ -39,16 +40,24 @@ struct Stream
     }
 };
 
-Result<Exit> reap(int pidfd, int options)
+Result<Exit> reap(int pidfd)
 {
     siginfo_t info{};
-    if (waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd), &info, WEXITED | options) != 0)
+    if (waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd), &info, WEXITED | WNOHANG) != 0)
     {
         return errno_error("wait for child", errno);
     }
     if (info.si_pid == 0) { return Error{Errc::unavailable, "wait for child: still running"}; }
     if (info.si_code == CLD_EXITED) { return Exit{info.si_status, 0}; }
     return Exit{0, info.si_status};
+}
+
+/// For a thread that may wait. libuv made the pidfd non-blocking, and waitid honours that: poll does the waiting.
+void wait_and_reap(int pidfd)
+{
+    pollfd exited{pidfd, POLLIN, 0};
+    while (poll(&exited, 1, -1) < 0 && errno == EINTR) {}
+    (void)reap(pidfd);
 }
 } // namespace
 
@@ -64,7 +73,7 @@ struct Child::Impl
         (void)detail::signal_pidfd(pidfd.get(), SIGKILL);
         // It ends within milliseconds, but not at once: a pool thread reaps it, nobody waits for that.
         auto job = std::make_shared<dstack::detail::Job>();
-        job->work = [fd = std::make_shared<Fd>(std::move(pidfd))] { (void)reap(fd->get(), 0); };
+        job->work = [fd = std::make_shared<Fd>(std::move(pidfd))] { wait_and_reap(fd->get()); };
         dstack::detail::start_job(loop, std::move(job));
     }
 
@@ -115,7 +124,7 @@ Task<Result<Exit>> Child::wait()
     co_await self.ended.wait();
     if (!self.exit)
     {
-        self.exit = reap(self.pidfd.get(), WNOHANG);
+        self.exit = reap(self.pidfd.get());
         // A grandchild may hold the pipes open: take what the child left, do not wait for their end.
         self.readers.reset();
         for (Stream* stream : {&self.out, &self.err})

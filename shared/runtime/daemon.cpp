@@ -67,9 +67,10 @@ Arguments parse_arguments(int argc, char** argv, const DaemonInfo& info)
         }
         else if (args[i] == "--help" || args[i] == "-h")
         {
-            std::printf("%s - %s\n\nusage: %s [--config FILE] [--check-config] [--debug] [--version]\n\n"
+            std::printf("%s - %s\n\nusage: %s [--config FILE] [--check-config] [--debug] [--version]\n%.*s\n"
                         "  --config FILE   default %s\n  --check-config  read the configuration, say what is wrong, exit\n",
-                        info.name.data(), info.description.data(), info.name.data(), info.default_config.data());
+                        info.name.data(), info.description.data(), info.name.data(), static_cast<int>(info.more_usage.size()),
+                        info.more_usage.data(), info.default_config.data());
             out.exit_code = EX_OK;
             return out;
         }
@@ -150,6 +151,17 @@ void Daemon::status(std::string_view text)
     sd_notify(0, line.c_str());
 }
 
+namespace
+{
+int serve_on_a_loop(Serve serve);
+} // namespace
+
+int run_service(std::string_view name, bool debug, Serve serve)
+{
+    log::init(name, debug ? log::Level::debug : log::Level::info);
+    return serve_on_a_loop(std::move(serve));
+}
+
 int run_daemon(int argc, char** argv, DaemonInfo info,
                const std::function<Result<Serve>(std::string_view toml)>& prepare)
 {
@@ -174,7 +186,13 @@ int run_daemon(int argc, char** argv, DaemonInfo info,
         std::printf("%s: ok\n", arguments.config.c_str());
         return EX_OK;
     }
+    return serve_on_a_loop(std::move(*serve));
+}
 
+namespace
+{
+int serve_on_a_loop(Serve serve)
+{
     std::signal(SIGPIPE, SIG_IGN);
     int exit_code = EX_OK;
     Loop loop;
@@ -190,9 +208,10 @@ int run_daemon(int argc, char** argv, DaemonInfo info,
         const auto hangup =
             on_signal(loop, SIGHUP, daemon, [](uv_signal_t* h, int) { static_cast<Daemon*>(h->data)->reload().set(); });
         const auto watchdog = start_watchdog(loop);
-        loop.run(serve_to_end(daemon, std::move(*serve), exit_code));
+        loop.run(serve_to_end(daemon, std::move(serve), exit_code));
     }
     return exit_code;
 }
+} // namespace
 
 } // namespace dstack

@@ -36,6 +36,7 @@ struct DaemonInfo
     std::string_view name;           ///< "dstack-auth"
     std::string_view description;    ///< one line for --help
     std::string_view default_config; ///< "/etc/dstack/auth.toml"
+    std::string_view more_usage = {}; ///< further lines of --help's usage
 };
 
 /// The service: runs until it has stopped; an error is logged once and becomes exit code 70.
@@ -46,6 +47,9 @@ using Serve = std::function<Task<Result<Done>>(Daemon&)>;
 /// 78 the configuration was refused (with file, line and column).
 /// `prepare` turns the text of the configuration into the service, without side effects.
 int run_daemon(int argc, char** argv, DaemonInfo info, const std::function<Result<Serve>(std::string_view toml)>& prepare);
+
+/// The same without argv and configuration: signals, watchdog, readiness, exit codes 0 and 70.
+int run_service(std::string_view name, bool debug, Serve serve);
 
 /// For services whose parts are `Result<Config> parse(std::string_view)` and `Task<Result<Done>> serve(Daemon&, Config)`.
 template <class Config>

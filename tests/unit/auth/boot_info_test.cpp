@@ -62,12 +62,14 @@ TEST_CASE("anything else is refused by name")
     twice.insert(1, R"("composeHash":")" + hex('9') + R"(",)");
     const Row rows[] = {
         {"", "no valid JSON: empty"},
-        {"{", "no valid JSON"},
+        {"{", "no valid JSON at line 1, column 2"},
         {"null", "body: must be an object, not null"},
         {"[]", "body: must be an object, not an array"},
-        {sample::body() + "x", "no valid JSON"},
-        {sample::body() + "{}", "no valid JSON"},
-        {std::string(40, '['), "no valid JSON"},
+        {sample::body() + "x", "no valid JSON at line 1, column " + std::to_string(sample::body().size() + 1)},
+        {sample::body() + "{}", "no valid JSON at line 1, column " + std::to_string(sample::body().size() + 1)},
+        {std::string(40, '['), "body: must be an object, not an array"},
+        {std::string{"{}\0", 3}, "no valid JSON at line 1, column 3"},
+        {std::string{"\0", 1}, "no valid JSON at line 1, column 1"},
         {R"({"a":)" + std::string(40, '[') + std::string(40, ']') + "}", "no valid JSON: nested too deeply"},
         {sample::body("tcbStatus", "\"\xff\""), "no valid JSON: not UTF-8"},
         {twice, "body: the key \"composeHash\" comes twice"},
@@ -90,7 +92,7 @@ TEST_CASE("anything else is refused by name")
         {sample::body("tcbStatus", "null"), "tcbStatus: must be a string, not null"},
         {sample::body("tcbStatus", "\"Up\\u001bToDate\""), "tcbStatus: must be at most 64 printable ASCII characters"},
         {sample::body("advisoryIds", "{}"), "advisoryIds: must be an array of strings, not an object"},
-        {sample::body("advisoryIds", "[1]"), "advisoryIds: must be a string, not a number"},
+        {sample::body("advisoryIds", "[1]"), "advisoryIds[0]: must be a string, not a number"},
         {sample::body("keyProviderInfo", "\"abc\""), "keyProviderInfo: must be an even number of hex digits"},
     };
     BootInfoReader reader;

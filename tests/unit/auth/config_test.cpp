@@ -19,6 +19,15 @@ TEST_CASE("the configuration of dstack-auth")
     CHECK(full->create_policy);
     CHECK(full->request_timeout.count() == 500);
     CHECK(full->bus_directory == "/b");
+    CHECK(config->ledger_flush.count() == 0);
+    const std::string head = "[auth]\npolicy_file = \"/p\"\nledger_dir = \"/l\"\nledger_flush = ";
+    CHECK(parse_config(head + "\"each\"\n")->ledger_flush.count() == 0);
+    CHECK(parse_config(head + "\"10ms\"\n")->ledger_flush.count() == 10);
+    for (const char* wrong : {"\"\"", "\"0ms\"", "\"-1ms\"", "\"10\"", "\"10 ms\"", "\"2000ms\"", "\"ms\"", "10"})
+    {
+        CAPTURE(wrong);
+        CHECK_FALSE(parse_config(head + wrong + "\n"));
+    }
     CHECK_FALSE(parse_config("[auth]\nledger_dir = \"/l\"\n"));
     CHECK_FALSE(parse_config("[auth]\npolicy_file = \"/p\"\n"));
     CHECK_FALSE(parse_config("[auth]\npolicy_file = \"/p\"\nledger_dir = \"/l\"\npolcy = 1\n"));

@@ -97,7 +97,38 @@ TEST_CASE("every rule is judged and says what it wanted and what came")
     CHECK(verdict.rules[5].pass);
     CHECK(verdict.rules[5].expected == "any");
     CHECK(verdict.reason == "compose hash not allowed (rule compose_hash: expected " + hex('d') + "; got " + hex('9') +
-                                "; to allow it: deploy it with `dstack deploy` without --no-allow)");
+                                "; to allow it: run `dstack allow " + hex('9') + " --app " + hex('1', 40) + "`)");
+}
+
+TEST_CASE("an entry that has ended denies, and says when it ended")
+{
+    constexpr std::uint64_t end = 1767225600000; // 2026-01-01T00:00:00Z
+    const std::string policy = replaced(sample::policy(), "\"" + hex('D') + "\"",
+                                        R"({"value":")" + hex('d') + R"(","expires":"2026-01-01T00:00:00Z","reason":"a try"})");
+    auto parsed = parse_policy(policy);
+    REQUIRE(parsed);
+    BootInfoReader reader;
+    auto boot = reader.read(sample::body());
+    REQUIRE(boot);
+    const Verdict before = decide(Kind::app, *boot, *parsed, end - 1);
+    CHECK(before.allowed);
+    CHECK(before.rules[4].expected == hex('d') + " until 2026-01-01T00:00:00.000Z");
+    const Verdict after = decide(Kind::app, *boot, *parsed, end);
+    CHECK_FALSE(after.allowed);
+    CHECK(after.reason == "compose hash not allowed: its entry expired at 2026-01-01T00:00:00.000Z (rule compose_hash: expected nothing, as "
+                          "every entry has expired; got " + hex('d') + "; to allow it: run `dstack allow " + hex('d') + " --app " +
+                              hex('1', 40) + "`)");
+
+    auto grace = parse_policy(replaced(sample::policy(), "{\"osImages\"",
+                                       R"({"tcbGrace":{"status":"OutOfDate","until":"2026-01-01T00:00:00Z"},"osImages")"));
+    REQUIRE(grace);
+    boot->tcb_status = "OutOfDate";
+    CHECK(decide(Kind::app, *boot, *grace, end - 1).allowed);
+    const Verdict late = decide(Kind::app, *boot, *grace, end);
+    CHECK(late.rule == "tcb_status");
+    CHECK(late.reason.starts_with("TCB status is not allowed: its entry expired at 2026-01-01T00:00:00.000Z (rule tcb_status: expected UpToDate;"));
+    boot->tcb_status = "Revoked";
+    CHECK(decide(Kind::app, *boot, *grace, end).reason.starts_with("TCB status is not allowed (rule tcb_status: expected UpToDate; got Revoked"));
 }
 
 TEST_CASE("allowed advisories do not hide others")

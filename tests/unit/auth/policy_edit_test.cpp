@@ -1,5 +1,7 @@
 #include "services/auth/policy.hpp"
 #include "services/auth/policy_edit.hpp"
+#include "shared/crypto/hash.hpp"
+#include "shared/crypto/hex.hpp"
 #include "tests/catch.hpp"
 #include "tests/unit/auth/sample.hpp"
 #include <nlohmann/json.hpp>
@@ -97,4 +99,74 @@ TEST_CASE("bad hashes and damaged documents are refused")
         CHECK(damaged.error().code == Errc::failed_precondition);
         CHECK(damaged.error().message.starts_with("the policy file is not valid: "));
     }
+}
+
+TEST_CASE("an entry with an end is an object; the longer one stays")
+{
+    constexpr std::uint64_t end = 1767225600000; // 2026-01-01T00:00:00Z
+    auto timed = allow_app(sample::policy(), hex('1', 40), hex('5'), {end, "a try"});
+    REQUIRE((timed && *timed));
+    json expected = json::parse(sample::policy());
+    expected["apps"][hex('1', 40)]["composeHashes"].push_back(
+        json{{"value", hex('5')}, {"expires", "2026-01-01T00:00:00.000Z"}, {"reason", "a try"}});
+    CHECK(json::parse(**timed) == expected);
+    auto parsed = parse_policy(**timed);
+    REQUIRE(parsed);
+
+    auto again = allow_app(**timed, hex('1', 40), "0x" + hex('5'), {end, "another reason"});
+    REQUIRE(again);
+    CHECK_FALSE(*again);
+    auto shorter = allow_app(**timed, hex('1', 40), hex('5'), {end - 1000, ""});
+    REQUIRE(shorter);
+    CHECK_FALSE(*shorter);
+    auto longer = allow_app(**timed, hex('1', 40), hex('5'), {end + 1000, ""});
+    REQUIRE((longer && *longer));
+    CHECK(json::parse(**longer)["apps"][hex('1', 40)]["composeHashes"] ==
+          json::array({hex('D'), json{{"value", hex('5')}, {"expires", "2026-01-01T00:00:01.000Z"}}}));
+    auto forever = allow_app(**longer, hex('1', 40), hex('5'));
+    REQUIRE((forever && *forever));
+    CHECK(json::parse(**forever)["apps"][hex('1', 40)]["composeHashes"] == json::array({hex('D'), hex('5')}));
+    auto permanent = allow_app(**forever, hex('1', 40), hex('5'), {end, ""});
+    REQUIRE(permanent);
+    CHECK_FALSE(*permanent);
+    auto revoked = revoke_app(**longer, hex('1', 40), hex('5'));
+    REQUIRE((revoked && *revoked));
+    CHECK(json::parse(**revoked)["apps"][hex('1', 40)]["composeHashes"] == json::array({hex('D')}));
+
+    CHECK_FALSE(allow_app(sample::policy(), hex('1', 40), hex('5'), {end, "a\nb"}));
+    const auto any = allow_image(R"({"osImages":{"any":true,"expires":"2026-01-01T00:00:00Z"}})", hex('1'));
+    REQUIRE_FALSE(any);
+    CHECK(any.error().code == dstack::Errc::failed_precondition);
+    auto covered = allow_image(R"({"osImages":{"any":true,"expires":"2026-01-01T00:00:00Z"}})", hex('1'), {end - 1, ""});
+    REQUIRE(covered);
+    CHECK_FALSE(*covered);
+    auto image = allow_image("{}", hex('1'), {end, ""});
+    REQUIRE((image && *image));
+    auto gone = revoke_image(**image, hex('1'));
+    REQUIRE((gone && *gone));
+    CHECK(json::parse(**gone) == json{{"osImages", json::array()}});
+    auto absent = revoke_image(**gone, hex('1'));
+    REQUIRE(absent);
+    CHECK_FALSE(*absent);
+}
+
+TEST_CASE("a whole document replaces exactly the one that was read")
+{
+    const std::string now = sample::policy();
+    const std::string hash = dstack::crypto::to_hex(dstack::crypto::sha256(now));
+    auto set = set_policy(now, "{}", hash);
+    REQUIRE((set && *set));
+    CHECK(**set == "{}");
+    CHECK(set_policy(now, "{}", ""));
+    auto same = set_policy(now, now, hex('0'));
+    REQUIRE(same); // said twice, it is done once: the hash is of the text before
+    CHECK_FALSE(*same);
+    auto other = set_policy(now, "{}", hex('0'));
+    REQUIRE_FALSE(other);
+    CHECK(other.error().code == dstack::Errc::aborted);
+    auto wrong = set_policy(now, "{\"osImage\":[]}", hash);
+    REQUIRE_FALSE(wrong);
+    CHECK(wrong.error().code == dstack::Errc::invalid_argument);
+    CHECK_FALSE(set_policy(now, "{}", "abc"));
+    CHECK(set_policy("{ not valid", "{}", ""));
 }

@@ -56,19 +56,19 @@ TEST_CASE("the file is looked at anew when it is another one")
     };
     CHECK_FALSE(now()->policy);
     CHECK(seen->error == "open " + path + ": no such file or directory");
-    CHECK(seen->hash.empty());
+    CHECK(seen->ground.policy_hash.empty());
     put(path, sample::policy());
     REQUIRE(now()->policy);
     CHECK(seen->policy->gateway_app_id == "gw");
-    CHECK(seen->hash.size() == 64);
-    const std::string hash = seen->hash;
+    CHECK(seen->ground.policy_hash.size() == 64);
+    const std::string hash = seen->ground.policy_hash;
     // the same size, at once
     std::string other = sample::policy();
     other.replace(other.find("\"gw\""), 4, "\"wg\"");
     put(path, other);
     REQUIRE(now()->policy);
     CHECK(seen->policy->gateway_app_id == "wg");
-    CHECK(seen->hash != hash);
+    CHECK(seen->ground.policy_hash != hash);
     put(path, "{");
     CHECK_FALSE(now()->policy);
     CHECK(seen->error.starts_with(path + ": no valid JSON at line 1"));

@@ -102,6 +102,57 @@ TEST_CASE("any must be written down")
     }
 }
 
+TEST_CASE("an entry may end; several for one value last as long as the longest")
+{
+    auto policy = parse_policy(R"({"osImages":[{"value":"0x)" + hex('B') +
+                               R"(","expires":"2026-01-01T00:00:00Z","reason":"a try"},{"value":")" + hex('b') +
+                               R"(","expires":"2026-01-02T00:00:00+01:00"},{"value":")" + hex('c') + R"("}],
+      "tcbGrace":{"status":"OutOfDate","until":"2026-01-01T00:00:00.500Z"},
+      "kms":{"mrAggregated":{"any":true,"expires":"2026-01-01T00:00:00Z"},"devices":{"any":false,"expires":"2026-01-01T00:00:00Z"}}})");
+    REQUIRE(policy);
+    constexpr std::uint64_t new_year = 1767225600000; // 2026-01-01T00:00:00Z
+    CHECK(policy->os_images.allows(hash('b'), new_year - 1));
+    CHECK(policy->os_images.allows(hash('b'), new_year + 23 * 3'600'000 - 1));
+    CHECK_FALSE(policy->os_images.allows(hash('b'), new_year + 23 * 3'600'000));
+    CHECK(policy->os_images.contains(hash('c')));
+    CHECK_FALSE(policy->os_images.allows(hash('d'), 0));
+    CHECK(policy->tcb_statuses.allows("UpToDate", new_year * 2));
+    CHECK(policy->tcb_statuses.allows("OutOfDate", new_year + 499));
+    CHECK_FALSE(policy->tcb_statuses.allows("OutOfDate", new_year + 500));
+    CHECK(policy->kms_aggregated_mrs.allows(hash('7'), new_year - 1));
+    CHECK_FALSE(policy->kms_aggregated_mrs.allows(hash('7'), new_year));
+    CHECK_FALSE(policy->kms_devices.allows(hex('7'), 0));
+
+    // the end of time itself is an end, not none
+    auto epoch = parse_policy(R"({"osImages":[{"value":")" + hex('b') + R"(","expires":"1970-01-01T00:00:00Z"}]})");
+    REQUIRE(epoch);
+    CHECK_FALSE(epoch->os_images.allows(hash('b'), 1000));
+
+    auto graces = parse_policy(
+        R"({"tcbGrace":[{"status":"A","until":"2026-01-01T00:00:00Z"},{"status":"B","until":"2026-01-01T00:00:00Z"}],
+      "allowedTcbStatuses":[]})");
+    REQUIRE(graces);
+    CHECK(graces->tcb_statuses.allows("A", 1));
+    CHECK(graces->tcb_statuses.allows("B", 1));
+    CHECK_FALSE(graces->tcb_statuses.allows("UpToDate", 1));
+}
+
+TEST_CASE("times are RFC 3339, with an offset or without")
+{
+    constexpr std::uint64_t noon = 1767268800000; // 2026-01-01T12:00:00Z
+    CHECK(parse_time("2026-01-01T12:00:00Z") == noon);
+    CHECK(parse_time("2026-01-01t12:00:00z") == noon);
+    CHECK(parse_time("2026-01-01 13:30:00.25+01:30") == noon + 250);
+    CHECK(parse_time("2026-01-01T04:00:00.1234567-08:00") == noon + 123);
+    for (const char* wrong : {"", "2026-01-01", "2026-01-01T12:00:00", "2026-01-01T24:00:00Z", "2026-13-01T12:00:00Z", "2026-02-30T12:00:00Z",
+                              "2026-01-01T12:60:00Z", "2026-01-01T12:00:00.Z", "2026-01-01T12:00:00+1:00", "2026-01-01T12:00:00ZZ",
+                              "1970-01-01T00:00:00+01:00", "2026-01-01T1:00:000Z", "2026-01-01T-1:00:00Z", " 2026-01-01T12:00:00Z"})
+    {
+        CAPTURE(wrong);
+        CHECK_FALSE(parse_time(wrong));
+    }
+}
+
 TEST_CASE("one mistake and the document is no policy")
 {
     struct Row
@@ -116,16 +167,40 @@ TEST_CASE("one mistake and the document is no policy")
         {"{} {}", "no valid JSON at line 1, column 4"},
         {"[]", "policy: must be an object, not an array"},
         {R"({"osImage":[]})",
-         "osImage: unknown key; known: osImages, allowedTcbStatuses, allowedAdvisoryIds, gatewayAppId, "
-         "kmsContractAddr, chainId, appImplementation, kms, apps"},
+         "osImage: unknown key; known: osImages, allowedTcbStatuses, allowedAdvisoryIds, tcbGrace, gatewayAppId, "
+         "kmsContractAddr, chainId, appImplementation, kms, apps (line 1)"},
         {R"({"osImages":[],"osImages":[]})", "policy: the key \"osImages\" comes twice"},
         {R"({"osImages":null})", "osImages: must be an array or {\"any\": true}, not null"},
         {R"({"osImages":"any"})", "osImages: must be an array or {\"any\": true}, not a string"},
         {R"({"osImages":{"any":"yes"}})", "osImages.any: must be true or false, not a string"},
-        {R"({"osImages":{"all":true}})", "osImages.all: unknown key; known: any"},
+        {R"({"osImages":{"all":true}})", "osImages.all: unknown key; known: any, expires, reason"},
         {R"({"osImages":[")" + hex('b', 62) + R"("]})", "osImages[0]: must be 64 hex digits, has 62"},
         {R"({"osImages":[")" + hex('b') + R"(",""]})", "osImages[1]: must be 64 hex digits, has 0"},
-        {R"({"osImages":[{"hash":"x"}]})", "osImages[0]: must be a string, not an object"},
+        {R"({"osImages":[{"hash":"x"}]})", "osImages[0].hash: unknown key; known: value, expires, reason"},
+        {R"({"osImages":[{}]})", "osImages[0]: needs a \"value\""},
+        {R"({"osImages":[{"expires":"2026-01-01T00:00:00Z"}]})", "osImages[0]: needs a \"value\""},
+        {R"({"osImages":[{"value":"x"}]})", "osImages[0].value: must be 64 hex digits, has other characters"},
+        {R"({"osImages":[{"value":")" + hex('b') + R"(","expires":"tomorrow"}]})",
+         "osImages[0].expires: must be a time such as 2026-12-24T18:00:00Z"},
+        {R"({"osImages":[{"value":")" + hex('b') + R"(","expires":1}]})", "osImages[0].expires: must be a string, not a number"},
+        {R"({"osImages":[{"value":")" + hex('b') + R"(","expires":null}]})", "osImages[0].expires: must be a string, not null"},
+        {R"({"osImages":[{"value":")" + hex('b') + R"(","value":")" + hex('b') + R"("}]})",
+         "osImages[0]: the key \"value\" comes twice"},
+        {R"({"osImages":[7]})", "osImages[0]: must be a string or an object with \"value\", not a number"},
+        {R"({"tcbGrace":"OutOfDate"})",
+         "tcbGrace: must be an object with \"status\" and \"until\", or an array of such, not a string"},
+        {R"({"tcbGrace":{"status":"OutOfDate"}})", "tcbGrace: needs \"status\" and \"until\""},
+        {R"({"tcbGrace":[{"until":"2026-01-01T00:00:00Z"}]})", "tcbGrace[0]: needs \"status\" and \"until\""},
+        {"{\"osImages\":[],}", "no valid JSON at line 1, column 16"},
+        {R"({"osImages":["\ud800"]})", "no valid JSON at line 1, column 21: half a character"},
+        {"{\"osImages\":[\"a\nb\"]}", "no valid JSON at line 1, column 16: a control character in a text"},
+        {std::string{"{\"osImages\":[]}\0", 16}, "no valid JSON at line 1, column 16"},
+        {"{\"gatewayAppId\":\"\xff\"}", "no valid JSON: not UTF-8"},
+        {"{\"osImages\":" + std::string(40, '[') + std::string(40, ']') + "}",
+         "osImages[0]: must be a string or an object with \"value\", not an array"},
+        {R"({"chainId":01})", "no valid JSON at line 1, column 12"},
+        {R"({"chainId":1e3})", "chainId: must be a whole number that is not negative"},
+        {R"({"chainId":99999999999999999999})", "chainId: must be a whole number that is not negative"},
         {R"({"allowedTcbStatuses":[""]})", "allowedTcbStatuses[0]: must be printable ASCII and not empty"},
         {R"({"gatewayAppId":1})", "gatewayAppId: must be a string, not a number"},
         {R"({"chainId":-1})", "chainId: must be a whole number that is not negative"},
@@ -148,6 +223,7 @@ TEST_CASE("one mistake and the document is no policy")
         CAPTURE(row.text);
         auto policy = parse_policy(row.text);
         REQUIRE_FALSE(policy);
-        CHECK(policy.error().message == row.message);
+        const bool has_place = row.message.starts_with("no valid JSON") || row.message.ends_with(')');
+        CHECK(policy.error().message == row.message + (has_place ? "" : " (line 1)"));
     }
 }

@@ -165,6 +165,36 @@ TEST_CASE("global flags stand before or after the verb")
     CHECK(good({"rm", "-y", "hello"}).app == "hello");
 }
 
+TEST_CASE("the words of audit, why and policy test")
+{
+    const Options list = good({"audit", "list", "--app", "hello", "--denied", "--since", "2h", "--limit", "5", "--json"});
+    CHECK(list.verb == "audit list");
+    CHECK((list.app == "hello" && list.denied && list.since == "2h" && list.limit == 5 && list.json));
+    CHECK(good({"audit", "show", "12"}).decision == 12);
+    CHECK(good({"audit", "export", "--kind", "policy"}).kind == "policy");
+    const Options verify = good({"audit", "verify", "--dir", "/d", "--key", "/k", "--expect", "1:aa", "--prefix", "/p"});
+    CHECK((verify.verb == "audit verify" && verify.directory == "/d" && verify.key_file == "/k" && verify.expect == "1:aa" && verify.prefix == "/p"));
+    CHECK(good({"why", "hello"}).app == "hello");
+    const Options test = good({"policy", "test", "--last", "9", "--with", "new.json", "--exit-code"});
+    CHECK((test.verb == "policy test" && test.last == 9 && test.with == "new.json" && test.with_exit_code));
+    for (const std::vector<const char*>& words : std::vector<std::vector<const char*>>{{"audit"},
+                                                                                      {"audit", "show"},
+                                                                                      {"audit", "show", "x"},
+                                                                                      {"audit", "list", "--kind", "vm"},
+                                                                                      {"audit", "list", "--denied", "--allowed"},
+                                                                                      {"why"},
+                                                                                      {"policy", "test"},
+                                                                                      {"policy", "test", "--last", "0"},
+                                                                                      {"policy", "test", "--last", "1", "--decision", "1"},
+                                                                                      {"policy", "test", "--boot-info", "-", "--with", "-"}})
+    {
+        const auto parsed = parse(words);
+        const auto* leave = std::get_if<Leave>(&parsed);
+        REQUIRE(leave);
+        CHECK(leave->exit_code == exit_usage);
+    }
+}
+
 TEST_CASE("deploy's words")
 {
     const Options o = good({"deploy", "-n", "hello", "-c", "f.yaml", "--port", "auto:80", "--port", "udp:53:53", "--memory", "1G", "--vcpu", "2", "--disk", "4",
