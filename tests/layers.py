@@ -193,7 +193,12 @@ def chaos(counts):
     python_layer(TOP / "tests/chaos", 1, counts)
 
 
-LAYERS = {"lint": lint, "unit": unit, "sanitizers": sanitizers, "integration": integration, "e2e": e2e, "chaos": chaos}
+def system(counts):
+    """The units as files, and a container with systemd as PID 1. What the machine cannot is skipped, with the reason."""
+    python_layer(TOP / "tests/system", 1, counts)
+
+
+LAYERS = {"lint": lint, "unit": unit, "sanitizers": sanitizers, "integration": integration, "e2e": e2e, "chaos": chaos, "system": system}
 
 
 def main(names):

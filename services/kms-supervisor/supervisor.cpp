@@ -43,6 +43,13 @@ std::string last_line(const std::string& path)
 
 } // namespace
 
+namespace
+{
+/// The pin for a KMS that a service manager starts: its unit reads this as its environment.
+std::string pin_environment_file(const Config& config) { return config.state_dir + "/pinned.env"; }
+std::string pin_environment(const Identity& identity) { return "DSTACK_KMS_PINNED_CA=" + identity.ca_fingerprint + "\n"; }
+} // namespace
+
 std::string pin_file(const Config& config) { return config.state_dir + "/identity.json"; }
 
 Supervisor::Supervisor(Daemon& daemon, const Config& config, std::optional<Identity> pinned, bus::Publisher& events)
@@ -235,7 +242,13 @@ Task<> Supervisor::pin(Identity identity)
 {
     const std::string path = pin_file(config_);
     const std::string text = encode(identity);
-    auto write = [path, text] { return state::write_file_atomic(path, text, 0644); };
+    const std::string environment_path = pin_environment_file(config_);
+    const std::string environment = pin_environment(identity);
+    auto write = [path, text, environment_path, environment]
+    {
+        auto done = state::write_file_atomic(path, text, 0644);
+        return done ? state::write_file_atomic(environment_path, environment, 0644) : done;
+    };
     auto written = co_await offload(loop_, write);
     if (!written)
     {
@@ -324,7 +337,12 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
     if (text)
     {
         auto identity = decode_identity(*text);
-        if (identity) { pinned = std::move(*identity); }
+        if (identity)
+        {
+            auto told = state::write_file_atomic(pin_environment_file(config), pin_environment(*identity), 0644);
+            if (!told) { co_return std::move(told).error(); }
+            pinned = std::move(*identity);
+        }
         else { damage = "pin_damaged: " + path + ": " + identity.error().message; }
     }
     else if (text.error().code != Errc::not_found) { damage = "pin_unreadable: " + text.error().message; }

@@ -9,6 +9,7 @@
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
 #include <deque>
+#include <systemd/sd-daemon.h>
 
 namespace dstack::logs
 {
@@ -62,6 +63,13 @@ class Service
 Result<std::string> Service::listen(http::Server& server) const
 {
     std::string url;
+    const int passed = sd_listen_fds(0); // the service manager listens, also while we restart
+    for (int fd = SD_LISTEN_FDS_START; fd < SD_LISTEN_FDS_START + passed; ++fd)
+    {
+        auto taken = server.listen_fd(fd);
+        if (!taken) { return std::move(taken).error(); }
+    }
+    if (passed > 0) { return config_.socket.empty() ? "passed in" : "unix:" + config_.socket + ":"; }
     if (!config_.listen.empty())
     {
         auto listening = server.listen_tcp(config_.listen, config_.port);

@@ -2,6 +2,7 @@
 #include "services/vmm-local/api.hpp"
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
+#include <systemd/sd-daemon.h>
 
 namespace dstack::vmm
 {
@@ -16,6 +17,17 @@ Task<> probe_in_background(Loop& loop, AccelProbe* probe)
     co_await sleep_for(loop, milliseconds{500});
     auto prepared = co_await probe->prepare();
     if (!prepared) { log::error("qemu is not usable", {{"error", prepared.error().message}}); }
+}
+/// The sockets that the service manager passed in (it listens, also while we restart), else the configured address.
+Result<Done> listen(http::Server& server, const Config& config)
+{
+    const int passed = sd_listen_fds(0);
+    for (int fd = SD_LISTEN_FDS_START; fd < SD_LISTEN_FDS_START + passed; ++fd)
+    {
+        auto taken = server.listen_fd(fd);
+        if (!taken) { return taken; }
+    }
+    return passed > 0 ? Result<Done>{Done{}} : server.listen_tcp(config.listen, config.port);
 }
 } // namespace
 
@@ -41,7 +53,7 @@ Task<Result<Done>> serve(Daemon& daemon, Config config)
     limits.handler_timeout = milliseconds{120'000};
     http::Server server{loop, limits, [&api](http::Request request) { return api.handle(std::move(request)); }};
     server.plan_body(plan_api_body);
-    auto listening = server.listen_tcp(config.listen, config.port);
+    auto listening = listen(server, config);
     if (!listening) { co_return listening; }
     Scope background{loop};
     background.spawn(probe_in_background(loop, &vmm.probe()));

@@ -207,13 +207,15 @@ Result<Done> keep_serial_log(const std::string& vm_dir, std::uint64_t max_bytes,
     if (!fd) { return errno_error("open " + log, errno); }
     struct stat info{};
     if (fstat(fd.get(), &info) != 0) { return errno_error("stat " + log, errno); }
+    // The log collector is another user, in our group: it reads the console, and nothing else here. The umask has no say.
+    if (chmod(vm_dir.c_str(), 0710) != 0 || fchmod(fd.get(), 0640) != 0) { return errno_error("open to the group: " + log, errno); }
     std::string note;
     if (static_cast<std::uint64_t>(info.st_size) > max_bytes)
     {
         std::rename((log + ".2").c_str(), (log + ".3").c_str());
         std::rename((log + ".1").c_str(), (log + ".2").c_str());
         const process::Fd copy{open((log + ".1").c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600)};
-        if (!copy) { return errno_error("open " + log + ".1", errno); }
+        if (!copy || fchmod(copy.get(), 0640) != 0) { return errno_error("open " + log + ".1", errno); }
         off_t at = 0;
         while (at < info.st_size)
         {

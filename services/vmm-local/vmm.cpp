@@ -8,6 +8,7 @@
 #include <csignal>
 #include <ctime>
 #include <nlohmann/json.hpp>
+#include <sys/stat.h>
 
 namespace dstack::vmm
 {
@@ -64,6 +65,8 @@ Result<Opened> open_state(const Config& config)
     Opened out;
     auto done = state::make_dirs(config.state_dir, 0755);
     if (done) { done = state::make_dirs(config.vms_dir(), 0700); }
+    // 0750: the log collector, in our group, finds the VMs there.
+    if (done && ::chmod(config.vms_dir().c_str(), 0750) != 0) { done = errno_error("chmod " + config.vms_dir(), errno); }
     if (!done) { return std::move(done).error(); }
     if (config.tee_simulator)
     {
