@@ -12,12 +12,14 @@ struct PortMapping
     std::string host_address = "127.0.0.1";
     std::uint32_t host_port = 0;
     std::uint32_t vm_port = 0;
+    bool privileged = false;
     void describe(Fields& f)
     {
         f.optional("protocol", protocol, "tcp or udp");
         f.optional("host_address", host_address, "address on the host");
         f.optional("host_port", host_port, "port on the host; 0 in a request: any free one");
         f("vm_port", vm_port, "port in the guest");
+        f.optional("privileged", privileged, "in a request: the host's port may be below 1024");
     }
 };
 
@@ -112,7 +114,7 @@ struct App
 
 struct AppList
 {
-    static constexpr CommandType type{"app.list", "deployer", Role::viewer, "", 1, "Every app on this host."};
+    static constexpr CommandType type{"app.list", "deployer", Role::viewer, "allocator", 1, "Every app on this host."};
     void describe(Fields&) {}
     struct Reply
     {

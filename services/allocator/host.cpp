@@ -2,12 +2,12 @@
 #include "shared/state/files.hpp"
 #include <cerrno>
 #include <charconv>
-#include <dirent.h>
+#include <algorithm>
 #include <fcntl.h>
-#include <memory>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <linux/vm_sockets.h>
 #include <unistd.h>
 
 namespace dstack::allocator
@@ -37,84 +37,10 @@ class Fd
     int fd_;
 };
 
-struct CloseDir
-{
-    void operator()(DIR* dir) const { ::closedir(dir); }
-};
-using Dir = std::unique_ptr<DIR, CloseDir>;
-
 std::string text_of(const std::string& path, std::size_t limit)
 {
     auto text = state::read_file(path, limit);
     return text ? std::move(*text) : std::string{};
-}
-
-/// Runs `visit(pid)` for every process that is visible, until it gives true.
-template <class F>
-bool any_process(F visit)
-{
-    const Dir proc{::opendir("/proc")};
-    if (!proc) { return false; }
-    while (const dirent* entry = ::readdir(proc.get()))
-    {
-        const std::string_view name = entry->d_name;
-        long pid = 0;
-        const auto [end, failed] = std::from_chars(name.data(), name.data() + name.size(), pid);
-        if (failed == std::errc{} && end == name.data() + name.size() && visit(pid)) { return true; }
-    }
-    return false;
-}
-
-std::string process_text(long pid)
-{
-    std::string name = text_of("/proc/" + std::to_string(pid) + "/comm", max_small);
-    std::string out;
-    for (const char c : name.substr(0, 32))
-    {
-        if (c >= 0x20 && c < 0x7f) { out += c; }
-    }
-    return (out.empty() ? "process" : out) + ", pid " + std::to_string(pid);
-}
-
-bool has_socket(long pid, const std::string& link)
-{
-    const std::string directory = "/proc/" + std::to_string(pid) + "/fd";
-    const Dir fds{::opendir(directory.c_str())};
-    if (!fds) { return false; }
-    std::array<char, 64> target{};
-    while (const dirent* entry = ::readdir(fds.get()))
-    {
-        const ssize_t length = ::readlinkat(::dirfd(fds.get()), entry->d_name, target.data(), target.size());
-        if (length > 0 && std::string_view{target.data(), static_cast<std::size_t>(length)} == link) { return true; }
-    }
-    return false;
-}
-
-std::string inode_owner(std::uint64_t inode)
-{
-    std::string out = "a process that this user cannot see (as root, `ss -tulnp` names it)";
-    const std::string link = "socket:[" + std::to_string(inode) + "]";
-    any_process(
-        [&](long pid)
-        {
-            if (!has_socket(pid, link)) { return false; }
-            out = process_text(pid);
-            return true;
-        });
-    return out;
-}
-
-std::map<std::uint32_t, std::string> guest_cids()
-{
-    std::map<std::uint32_t, std::string> out;
-    any_process(
-        [&](long pid)
-        {
-            const auto cid = cid_of_command_line(text_of("/proc/" + std::to_string(pid) + "/cmdline", max_small));
-            if (cid) { out.emplace(*cid, process_text(pid)); }
-            return false;
-        });
-    return out;
 }
 
 /// Whether a VM on this host has the CID in the kernel; false also where vhost-vsock cannot be asked.
@@ -126,16 +52,16 @@ bool is_cid_taken(std::uint32_t cid)
     return ::ioctl(device.get(), set_guest_cid, &wide) != 0 && errno == EADDRINUSE;
 }
 
-/// errno of binding a socket there; 0 when it worked. It is closed at once.
-int try_bind(const Resource& resource)
+/// errno of binding a socket there; 0 when it worked. It is closed at once. `beside`: as QEMU and other servers do, with
+/// SO_REUSEADDR: connections that linger from a former listener are in nobody's way then.
+int try_bind(const Resource& resource, bool beside)
 {
     const bool v4 = resource.address->is_v4();
     const bool tcp = resource.protocol == "tcp";
     const Fd fd{::socket(v4 ? AF_INET : AF_INET6, (tcp ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC, 0)};
     if (fd.get() < 0) { return errno; }
     const int on = 1;
-    // As QEMU and other servers do: connections that linger from a former listener are in nobody's way.
-    if (tcp && ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0) { return errno; }
+    if (beside && ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0) { return errno; }
     const auto& bytes = resource.address->bytes();
     const auto port = htons(static_cast<std::uint16_t>(resource.value));
     if (v4)
@@ -155,30 +81,69 @@ int try_bind(const Resource& resource)
 
 } // namespace
 
-Kernel::Kernel() : outgoing_(parse_port_range(text_of("/proc/sys/net/ipv4/ip_local_port_range", max_small))) {}
+Kernel::Kernel(bool privileged_ports)
+    : outgoing_(parse_port_range(text_of("/proc/sys/net/ipv4/ip_local_port_range", max_small))),
+      set_aside_(parse_port_list(text_of("/proc/sys/net/ipv4/ip_local_reserved_ports", max_small)))
+{
+    constexpr std::uint32_t usual = 1024;
+    const std::string first = text_of("/proc/sys/net/ipv4/ip_unprivileged_port_start", max_small);
+    std::uint32_t from = 0;
+    const bool read = std::from_chars(first.data(), first.data() + first.size(), from).ec == std::errc{};
+    if (!privileged_ports) { unprivileged_from_ = read ? from : usual; }
+}
+
+bool Kernel::is_set_aside(std::uint16_t port)
+{
+    return std::any_of(set_aside_.begin(), set_aside_.end(), [&](const auto& range) { return port >= range.first && port <= range.second; });
+}
 
 Result<std::optional<std::string>> Kernel::holder(const Resource& resource)
 {
-    if (resource.kind == Kind::cid) { return cid_holder(resource.value); }
-    return port_holder(resource);
+    switch (resource.kind)
+    {
+    case Kind::cid: return guest_holder(resource);
+    case Kind::port: return port_holder(resource);
+    case Kind::vsock_port: break;
+    }
+    return vsock_holder(resource);
+}
+
+std::optional<std::string> Kernel::vsock_holder(const Resource& resource)
+{
+    if (auto claimed = guest_holder(resource)) { return claimed; }
+    const Fd fd{::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    if (fd.get() < 0) { return std::nullopt; } // a kernel without vsock has nobody there
+    sockaddr_vm address{};
+    address.svm_family = AF_VSOCK;
+    address.svm_cid = VMADDR_CID_ANY;
+    address.svm_port = resource.value;
+    if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 || errno != EADDRINUSE) { return std::nullopt; }
+    const auto uses = looker_.vsock(resource.value);
+    return uses.empty() ? std::string{"a vsock socket of this host"} : uses.front().process.text();
 }
 
 Result<std::optional<std::string>> Kernel::port_holder(const Resource& resource)
 {
-    const int failed = try_bind(resource);
+    int failed = try_bind(resource, false);
+    if (failed == EADDRINUSE && resource.protocol == "tcp")
+    {
+        failed = try_bind(resource, true);
+        // Either what lingers, or a socket that was bound in the same way and may listen at any time.
+        if (failed == 0) { return socket_owner(resource); }
+    }
     switch (failed)
     {
     case 0:
         return std::optional<std::string>{};
     case EADDRINUSE:
-        return std::optional{socket_owner(resource).value_or("a socket that /proc/net does not show")};
+        return std::optional{socket_owner(resource).value_or("a socket that the kernel does not show")};
     case EADDRNOTAVAIL:
     case EAFNOSUPPORT:
         return Error{Errc::failed_precondition,
                      resource.text() + ": this host has no such address",
                      "`ip address` lists those that it has",
                      {}};
-    // A privileged port, and we are not: the tables tell, though not of sockets that do not listen yet.
+    // A privileged port, and we are not: the tables tell.
     case EACCES:
     case EPERM:
         return socket_owner(resource);
@@ -189,26 +154,23 @@ Result<std::optional<std::string>> Kernel::port_holder(const Resource& resource)
 
 std::optional<std::string> Kernel::socket_owner(const Resource& resource)
 {
-    const bool tcp = resource.protocol == "tcp";
-    for (const char* suffix : {"", "6"})
+    for (const Use& use : looker_.port(resource.protocol, static_cast<std::uint16_t>(resource.value), true))
     {
-        const std::string table = text_of("/proc/net/" + resource.protocol + suffix, max_table);
-        for (const Socket& socket : parse_socket_table(table, tcp))
-        {
-            const bool in_the_way =
-                socket.holds_port && socket.port == resource.value && socket.address.overlaps(*resource.address);
-            if (in_the_way) { return inode_owner(socket.inode); }
-        }
+        if (use.in_the_way_of(resource)) { return use.process.text(); }
     }
     return std::nullopt;
 }
 
-std::optional<std::string> Kernel::cid_holder(std::uint32_t cid)
+std::optional<std::string> Kernel::guest_holder(const Resource& resource)
 {
-    if (!guest_cids_) { guest_cids_ = guest_cids(); }
-    const auto found = guest_cids_->find(cid);
-    if (found != guest_cids_->end()) { return found->second; }
-    if (is_cid_taken(cid)) { return "a VM that the kernel knows (vhost-vsock)"; }
+    if (!guests_) { guests_ = looker_.guests(); }
+    for (const Use& use : *guests_)
+    {
+        if (!use.in_the_way_of(resource)) { continue; }
+        if (use.process.pid == 0) { return use.why; }
+        return use.why == "cid of its guest" ? use.process.text() : use.why + ", " + use.process.text();
+    }
+    if (resource.kind == Kind::cid && is_cid_taken(resource.value)) { return "a VM that the kernel knows (vhost-vsock)"; }
     return std::nullopt;
 }
 

@@ -1,11 +1,10 @@
 #include "services/allocator/service.hpp"
-#include "bus/client/client.hpp"
-#include "bus/client/outbox.hpp"
-#include "services/allocator/host.hpp"
-#include "services/allocator/lease_store.hpp"
+#include "services/allocator/lease_book.hpp"
+#include "services/allocator/watch.hpp"
 #include "shared/base/time.hpp"
 #include "shared/log/log.hpp"
 #include "shared/state/files.hpp"
+#include <malloc.h>
 
 namespace dstack::allocator
 {
@@ -16,76 +15,19 @@ namespace
 constexpr milliseconds drain_limit{5000};
 constexpr milliseconds connect_limit{5000};
 constexpr milliseconds retry_after{500};
-constexpr std::uint64_t prune_every_ms = 3'600'000;
+constexpr std::uint32_t max_uses = 1000;
+constexpr std::size_t max_reservations = 256; ///< answered at once; they share transactions
 
 using bus::CallContext;
 using bus::Client;
-using bus::Outbox;
-
-Result<Done> add_granted(state::Connection& db, const std::vector<schema::Lease>& leases,
-                         const std::string& traceparent)
-{
-    for (const schema::Lease& lease : leases)
-    {
-        auto added = Outbox::add(db, Client::make_event(schema::LeaseGranted{lease}, bus::Trace{traceparent}));
-        if (!added) { return added; }
-    }
-    return Done{};
-}
-
-Result<Done> add_released(state::Connection& db, const std::vector<schema::Lease>& leases, const std::string& reason,
-                          const std::string& traceparent)
-{
-    for (const schema::Lease& lease : leases)
-    {
-        auto added = Outbox::add(db, Client::make_event(schema::LeaseReleased{lease, reason}, bus::Trace{traceparent}));
-        if (!added) { return added; }
-    }
-    return Done{};
-}
-
-Result<std::vector<schema::Lease>> expire_now(state::Connection& db, std::uint64_t now_ms)
-{
-    auto expired = expire(db, now_ms);
-    if (!expired) { return expired; }
-    auto added = add_released(db, *expired, "expired", "");
-    if (!added) { return std::move(added).error(); }
-    return expired;
-}
-
-/// One transaction: what ran out, the decision, and the events that tell of both. A refusal is a value here, so that
-/// its event is committed.
-Result<Reserved> reserve_now(state::Connection& db, const Batch& batch, const Ranges& ranges,
-                             const std::string& traceparent)
-{
-    auto expired = expire_now(db, batch.now_ms);
-    if (!expired) { return std::move(expired).error(); }
-    Kernel kernel;
-    auto reserved = reserve(db, batch, kernel, ranges);
-    if (!reserved) { return reserved; }
-    Result<Done> told{Done{}};
-    if (reserved->refusal)
-    {
-        schema::LeaseRefused event;
-        event.owner = batch.owner;
-        event.wanted = reserved->refusal->wanted;
-        event.reason = reserved->refusal->error.message;
-        told = Outbox::add(db, Client::make_event(std::move(event), bus::Trace{traceparent}));
-    }
-    else if (!reserved->again) { told = add_granted(db, reserved->leases, traceparent); }
-    if (!told) { return std::move(told).error(); }
-    return reserved;
-}
 
 class Service
 {
   public:
-    Service(Daemon& daemon, Config config, std::unique_ptr<state::Database> database)
-        : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), database_(std::move(database)),
-          bus_(loop_, bus::ClientConfig{config_.bus_directory, "allocator"}), outbox_(loop_, *database_, bus_),
-          scope_(loop_)
+    Service(Daemon& daemon, Config config)
+        : daemon_(daemon), loop_(daemon.loop()), config_(std::move(config)), bus_(loop_, bus::ClientConfig{config_.bus_directory, "allocator"}),
+          eyes_(std::make_shared<Eyes>(config_.privileged_ports)), scope_(loop_)
     {
-        ranges_ = Ranges{config_.cid_first, config_.cid_last, config_.port_first, config_.port_last};
     }
 
     Task<Result<Done>> run();
@@ -100,21 +42,33 @@ class Service
     Task<Result<schema::LeaseRelease::Reply>> release_leases(schema::LeaseRelease request, CallContext context);
     Task<Result<schema::LeaseList::Reply>> list_leases(schema::LeaseList request, CallContext context);
 
+    Task<Result<schema::LeaseHost::Reply>> show_host(schema::LeaseHost request, CallContext context);
+    Task<Result<schema::LeaseExplain::Reply>> explain_lease(schema::LeaseExplain request, CallContext context);
+    /// For operators: an error while the owner of what shall be released lives.
+    Task<Result<Done>> check_release(std::string owner, std::string id);
+
     Daemon& daemon_;
     Loop& loop_;
     Config config_;
-    Ranges ranges_;
-    std::unique_ptr<state::Database> database_;
     Client bus_;
-    Outbox outbox_;
+    std::unique_ptr<LeaseBook> book_;
+    std::shared_ptr<Eyes> eyes_;
+    std::unique_ptr<Watch> watch_;
+    std::vector<schema::HostUse> looked_; ///< the pages of the last lease.host that are still to be asked for
     Scope scope_; ///< its tasks use all of the above
 };
 
 Task<Result<Done>> Service::run()
 {
+    auto book = LeaseBook::open(loop_, config_, bus_);
+    if (!book) { co_return std::move(book).error(); }
+    book_ = std::move(*book);
+    if (!book_->warning().empty()) { log::warn("leases of this install only", {{"reason", book_->warning()}}); }
     serve_commands();
-    scope_.spawn(outbox_.run());
+    book_->start(scope_);
+    watch_ = std::make_unique<Watch>(loop_, config_, *book_, bus_, eyes_);
     scope_.spawn(sweep());
+    scope_.spawn(watch_->run());
     scope_.spawn(connect());
     co_await daemon_.stop_requested();
     co_await bus_.disconnect(drain_limit);
@@ -126,13 +80,18 @@ Task<Result<Done>> Service::run()
 void Service::serve_commands()
 {
     bus_.serve<schema::LeaseReserve>([this](schema::LeaseReserve request, CallContext context)
-                                     { return reserve_leases(std::move(request), std::move(context)); });
+                                     { return reserve_leases(std::move(request), std::move(context)); },
+                                     max_reservations);
     bus_.serve<schema::LeaseBind>([this](schema::LeaseBind request, CallContext context)
                                   { return bind_leases(std::move(request), std::move(context)); });
     bus_.serve<schema::LeaseRelease>([this](schema::LeaseRelease request, CallContext context)
                                      { return release_leases(std::move(request), std::move(context)); });
     bus_.serve<schema::LeaseList>([this](schema::LeaseList request, CallContext context)
                                   { return list_leases(std::move(request), std::move(context)); });
+    bus_.serve<schema::LeaseHost>([this](schema::LeaseHost request, CallContext context)
+                                  { return show_host(std::move(request), std::move(context)); });
+    bus_.serve<schema::LeaseExplain>([this](schema::LeaseExplain request, CallContext context)
+                                     { return explain_lease(std::move(request), std::move(context)); });
 }
 
 Task<> Service::connect()
@@ -147,34 +106,17 @@ Task<> Service::connect()
         co_await sleep_for(loop_, retry_after);
     }
     daemon_.ready();
-    log::info("serving", {{"cids", std::to_string(ranges_.cid_first) + "-" + std::to_string(ranges_.cid_last)},
-                          {"ports", std::to_string(ranges_.port_first) + "-" + std::to_string(ranges_.port_last)}});
+    log::info("serving", {{"cids", std::to_string(config_.cid_first) + "-" + std::to_string(config_.cid_last)},
+                          {"ports", std::to_string(config_.port_first) + "-" + std::to_string(config_.port_last)},
+                          {"leases", book_->database_path()}});
 }
 
 Task<> Service::sweep()
 {
-    std::uint64_t pruned_ms = 0;
     for (;;)
     {
-        const std::uint64_t now_ms = unix_ms();
-        const bool prunes = now_ms - pruned_ms >= prune_every_ms;
-        auto job = [now_ms, prunes](state::Connection& db) -> Result<std::vector<schema::Lease>>
-        {
-            auto pruned = prunes ? prune(db, now_ms) : Result<Done>{Done{}};
-            if (!pruned) { return std::move(pruned).error(); }
-            return expire_now(db, now_ms);
-        };
-        auto expired = co_await database_->run(job);
-        if (!expired) { log::error("leases not swept", {{"error", expired.error().message}}); }
-        else
-        {
-            if (prunes) { pruned_ms = now_ms; }
-            for (const schema::Lease& lease : *expired)
-            {
-                log::info("lease expired", {{"id", lease.id}, {"owner", lease.owner}, {"value", lease.value}});
-            }
-            if (!expired->empty()) { outbox_.wake(); }
-        }
+        auto swept = co_await book_->sweep();
+        if (!swept) { log::error("leases not swept", {{"error", swept.error().message}}); }
         co_await sleep_for(loop_, config_.sweep);
     }
 }
@@ -183,22 +125,15 @@ Task<Result<schema::LeaseReserve::Reply>> Service::reserve_leases(schema::LeaseR
 {
     auto batch = make_batch(request, unix_ms());
     if (!batch) { co_return std::move(batch).error(); }
-    auto job = [batch = std::move(*batch), ranges = ranges_, trace = context.traceparent](state::Connection& db)
-    { return reserve_now(db, batch, ranges, trace); };
-    auto reserved = co_await database_->run(job);
+    batch->caller = context.caller;
+    auto reserved = co_await book_->reserve(std::move(*batch), std::move(context.traceparent));
     if (!reserved) { co_return std::move(reserved).error(); }
-    outbox_.wake();
     if (reserved->refusal)
     {
         log::info("lease refused", {{"owner", request.owner},
                                     {"wanted", reserved->refusal->wanted},
                                     {"reason", reserved->refusal->error.message}});
         co_return std::move(reserved->refusal->error);
-    }
-    for (const schema::Lease& lease : reserved->leases)
-    {
-        log::info("lease granted",
-                  {{"id", lease.id}, {"owner", lease.owner}, {"kind", lease.kind}, {"value", lease.value}});
     }
     schema::LeaseReserve::Reply reply;
     reply.leases = std::move(reserved->leases);
@@ -207,8 +142,7 @@ Task<Result<schema::LeaseReserve::Reply>> Service::reserve_leases(schema::LeaseR
 
 Task<Result<schema::Empty>> Service::bind_leases(schema::LeaseBind request, CallContext)
 {
-    auto job = [owner = request.owner, now_ms = unix_ms()](state::Connection& db) { return bind(db, owner, now_ms); };
-    auto bound = co_await database_->run(job);
+    auto bound = co_await book_->bind(std::move(request.owner), std::move(request.vm));
     if (!bound) { co_return std::move(bound).error(); }
     co_return schema::Empty{};
 }
@@ -217,18 +151,13 @@ Task<Result<schema::LeaseRelease::Reply>> Service::release_leases(schema::LeaseR
 {
     const std::string reason =
         request.reason.empty() ? "released by " + context.caller : request.reason.substr(0, 1000);
-    auto job = [request, reason, trace = context.traceparent,
-                now_ms = unix_ms()](state::Connection& db) -> Result<std::vector<schema::Lease>>
+    if (context.caller.find(':') != std::string::npos) // a person; services know what they do
     {
-        auto released = release(db, request.owner, request.id, now_ms);
-        if (!released) { return released; }
-        auto told = add_released(db, *released, reason, trace);
-        if (!told) { return std::move(told).error(); }
-        return released;
-    };
-    auto released = co_await database_->run(job);
+        auto may = co_await check_release(request.owner, request.id);
+        if (!may) { co_return std::move(may).error(); }
+    }
+    auto released = co_await book_->release(std::move(request.owner), std::move(request.id), reason, std::move(context.traceparent));
     if (!released) { co_return std::move(released).error(); }
-    outbox_.wake();
     for (const schema::Lease& lease : *released)
     {
         log::info("lease released", {{"id", lease.id},
@@ -244,24 +173,103 @@ Task<Result<schema::LeaseRelease::Reply>> Service::release_leases(schema::LeaseR
 
 Task<Result<schema::LeaseList::Reply>> Service::list_leases(schema::LeaseList request, CallContext)
 {
-    auto job = [owner = request.owner](state::Connection& db) { return list(db, owner); };
-    auto leases = co_await database_->run(job);
-    if (!leases) { co_return std::move(leases).error(); }
+    Page page{request.all ? 0 : book_->install(), std::move(request.owner), request.after, request.limit};
     schema::LeaseList::Reply reply;
-    reply.leases = std::move(*leases);
+    reply.database = book_->database_path();
+    reply.host_wide = book_->is_host_wide();
+    if (request.compact)
+    {
+        auto rows = co_await book_->list_rows(std::move(page));
+        if (!rows) { co_return std::move(rows).error(); }
+        reply.rows = std::move(rows->text);
+        reply.next = rows->next;
+        co_return reply;
+    }
+    auto listed = co_await book_->list(std::move(page));
+    if (!listed) { co_return std::move(listed).error(); }
+    reply.leases = std::move(listed->leases);
+    reply.next = listed->next;
     co_return reply;
+}
+
+Task<Result<Done>> Service::check_release(std::string owner, std::string id)
+{
+    bool of_deployer = true;
+    if (!id.empty())
+    {
+        auto lease = co_await book_->find(id);
+        if (!lease) { co_return std::move(lease).error(); }
+        if (!*lease) { co_return Error{Errc::not_found, "no lease " + id + ": never granted, or given back", "`dstack leases` lists those in force", {}}; }
+        if (!(*lease)->install.empty())
+        {
+            co_return Error{Errc::failed_precondition, id + " belongs to the install in " + (*lease)->install, "release it there (--prefix)", {}};
+        }
+        owner = (*lease)->owner;
+        of_deployer = (*lease)->caller == "deployer";
+    }
+    auto leases = co_await book_->watched(false);
+    if (!leases) { co_return std::move(leases).error(); }
+    auto work = [eyes = eyes_] { return look_at(*eyes); };
+    auto looked = co_await offload(loop_, work);
+    const Process process = process_of(owner, *leases, looked.uses);
+    if (process.pid != 0)
+    {
+        co_return Error{Errc::failed_precondition, "the owner " + owner + " lives: " + process.text(), "end it first; `dstack rm " + owner + "` gives back all that an app has", {}};
+    }
+    if (!of_deployer) { co_return Done{}; }
+    auto apps = co_await watch_->apps();
+    if (!apps) { co_return std::move(apps).error().within("cannot tell whether the app " + owner + " is still there"); }
+    if (!apps->contains(owner)) { co_return Done{}; }
+    co_return Error{Errc::failed_precondition, "the app " + owner + " is still there, and keeps its leases also while it is stopped", "`dstack rm " + owner + "` gives back all that it has", {}};
+}
+
+Task<Result<schema::LeaseHost::Reply>> Service::show_host(schema::LeaseHost request, CallContext)
+{
+    schema::LeaseHost::Reply reply;
+    if (request.after == 0)
+    {
+        auto leases = co_await book_->watched(true);
+        if (!leases) { co_return std::move(leases).error(); }
+        auto work = [eyes = eyes_, held = std::move(*leases)]
+        {
+            const Looked looked = look_at(*eyes);
+            return std::pair{uses_on_bus(looked.uses, held), looked.took_us};
+        };
+        auto looked = co_await offload(loop_, work);
+        looked_ = std::move(looked.first);
+        reply.look_us = looked.second;
+    }
+    const std::uint32_t limit = request.limit == 0 ? max_uses : std::min(request.limit, max_uses);
+    const std::size_t first = std::min<std::size_t>(request.after, looked_.size());
+    const std::size_t last = std::min<std::size_t>(first + limit, looked_.size());
+    reply.uses.assign(looked_.begin() + static_cast<std::ptrdiff_t>(first), looked_.begin() + static_cast<std::ptrdiff_t>(last));
+    reply.next = last < looked_.size() ? last : 0;
+    if (reply.next == 0) { looked_ = {}; }
+    co_return reply;
+}
+
+Task<Result<schema::LeaseExplain::Reply>> Service::explain_lease(schema::LeaseExplain request, CallContext)
+{
+    auto wanted = parse_question(request.what);
+    if (!wanted) { co_return std::move(wanted).error(); }
+    auto leases = co_await book_->holders(wanted->front().kind, wanted->front().value);
+    if (!leases) { co_return std::move(leases).error(); }
+    auto work = [eyes = eyes_, resources = std::move(*wanted), held = std::move(*leases)] { return explain(resources, held, *eyes); };
+    auto reply = co_await offload(loop_, work);
+    co_return std::move(reply);
 }
 
 } // namespace
 
 Task<Result<Done>> serve(Daemon& daemon, Config config)
 {
+    // Pages of thousands of leases are rare and large: their memory goes back to the kernel at once.
+    constexpr int large = 64 * 1024;
+    ::mallopt(M_MMAP_THRESHOLD, large);
+    ::mallopt(M_TRIM_THRESHOLD, 2 * large);
     auto made = state::make_dirs(config.state_dir, 0750);
     if (!made) { co_return std::move(made).error(); }
-    const std::vector<std::string> migrations{lease_tables(), std::string{Outbox::migration()}};
-    auto database = state::Database::open(daemon.loop(), config.state_dir + "/leases.db", migrations);
-    if (!database) { co_return std::move(database).error(); }
-    Service service{daemon, std::move(config), std::move(*database)};
+    Service service{daemon, std::move(config)};
     co_return co_await service.run();
 }
 

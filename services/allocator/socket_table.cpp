@@ -1,5 +1,13 @@
 #include "services/allocator/socket_table.hpp"
+#include <algorithm>
+#include <arpa/inet.h>
 #include <charconv>
+#include <cstring>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/vm_sockets_diag.h>
+#include <sys/socket.h>
 
 namespace dstack::allocator
 {
@@ -83,15 +91,103 @@ std::pair<std::uint16_t, std::uint16_t> parse_port_range(std::string_view text)
     return out;
 }
 
-std::optional<std::uint32_t> cid_of_command_line(std::string_view command_line)
+std::vector<std::pair<std::uint16_t, std::uint16_t>> parse_port_list(std::string_view text)
 {
-    constexpr std::string_view key = "guest-cid=";
-    const auto at = command_line.find(key);
-    if (at == std::string_view::npos) { return std::nullopt; }
-    std::string_view rest = command_line.substr(at + key.size());
-    rest = rest.substr(0, rest.find_first_not_of("0123456789"));
-    std::uint32_t cid = 0;
-    return number(rest, cid, 10) ? std::optional{cid} : std::nullopt;
+    std::vector<std::pair<std::uint16_t, std::uint16_t>> out;
+    while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) { text.remove_suffix(1); }
+    while (!text.empty())
+    {
+        const std::string_view item = text.substr(0, text.find(','));
+        text.remove_prefix(std::min(item.size() + 1, text.size()));
+        const auto dash = item.find('-');
+        std::pair<std::uint16_t, std::uint16_t> range{0, 0};
+        if (!number(item.substr(0, dash), range.first, 10)) { continue; }
+        range.second = range.first;
+        if (dash != std::string_view::npos && !number(item.substr(dash + 1), range.second, 10)) { continue; }
+        out.push_back(range);
+    }
+    return out;
+}
+
+namespace
+{
+
+/// Calls `visit` with each message's type and payload; false at the end of the dump or at an error.
+template <class F>
+bool each_message(std::string_view bytes, F visit)
+{
+    while (bytes.size() >= sizeof(nlmsghdr))
+    {
+        nlmsghdr header{};
+        std::memcpy(&header, bytes.data(), sizeof header);
+        if (header.nlmsg_len < sizeof header || header.nlmsg_len > bytes.size()) { return false; }
+        if (header.nlmsg_type == NLMSG_DONE || header.nlmsg_type == NLMSG_ERROR) { return false; }
+        visit(bytes.substr(sizeof header, header.nlmsg_len - sizeof header));
+        bytes.remove_prefix(std::min<std::size_t>(NLMSG_ALIGN(header.nlmsg_len), bytes.size()));
+    }
+    return true;
+}
+
+/// The attribute's first byte; 0 when it is not there.
+std::uint8_t attribute_byte(std::string_view bytes, std::uint16_t type)
+{
+    while (bytes.size() >= sizeof(rtattr))
+    {
+        rtattr header{};
+        std::memcpy(&header, bytes.data(), sizeof header);
+        if (header.rta_len < sizeof header || header.rta_len > bytes.size()) { return 0; }
+        if (header.rta_type == type && header.rta_len > sizeof header) { return static_cast<std::uint8_t>(bytes[sizeof header]); }
+        bytes.remove_prefix(std::min<std::size_t>(RTA_ALIGN(header.rta_len), bytes.size()));
+    }
+    return 0;
+}
+
+constexpr std::uint8_t tcp_close = 7; ///< TCP_CLOSE: bound, but it does not listen
+constexpr std::uint8_t tcp_listen = 10;
+constexpr std::uint8_t tcp_bound = 13; ///< the same as tcp_close, since Linux 6.8
+constexpr std::uint8_t tcp_established = 1;
+
+} // namespace
+
+bool Socket::in_the_way_of(const Address& wanted, std::uint32_t wanted_port) const
+{
+    if (!holds_port || port != wanted_port) { return false; }
+    return address.overlaps(wanted) && !(only_v6 && wanted.is_v4());
+}
+
+bool decode_inet_diag(std::string_view bytes, bool tcp, std::vector<Socket>& out)
+{
+    return each_message(bytes,
+                        [&](std::string_view payload)
+                        {
+                            inet_diag_msg message{};
+                            if (payload.size() < sizeof message) { return; }
+                            std::memcpy(&message, payload.data(), sizeof message);
+                            std::array<std::uint8_t, 16> raw{};
+                            std::memcpy(raw.data(), message.id.idiag_src, raw.size());
+                            const bool v4 = message.idiag_family == AF_INET;
+                            Socket socket{v4 ? Address::v4({raw[0], raw[1], raw[2], raw[3]}) : Address::v6(raw)};
+                            socket.port = ntohs(message.id.idiag_sport);
+                            socket.inode = message.idiag_inode;
+                            socket.holds_port = socket.port != 0 && (!tcp || message.idiag_state == tcp_listen || message.idiag_state == tcp_close ||
+                                                                     message.idiag_state == tcp_bound);
+                            socket.connected = !tcp && message.idiag_state == tcp_established;
+                            socket.only_v6 = !v4 && attribute_byte(payload.substr(NLMSG_ALIGN(sizeof message)), INET_DIAG_SKV6ONLY) != 0;
+                            out.push_back(socket);
+                        });
+}
+
+bool decode_vsock_diag(std::string_view bytes, std::vector<VsockListener>& out)
+{
+    return each_message(bytes,
+                        [&](std::string_view payload)
+                        {
+                            vsock_diag_msg message{};
+                            if (payload.size() < sizeof message) { return; }
+                            std::memcpy(&message, payload.data(), sizeof message);
+                            if (message.vdiag_state != tcp_listen) { return; }
+                            out.push_back({message.vdiag_src_cid, message.vdiag_src_port, message.vdiag_ino});
+                        });
 }
 
 } // namespace dstack::allocator

@@ -79,7 +79,7 @@ Task<Result<schema::AuthDecisions::Reply>> AuditCommands::decisions(schema::Auth
     co_return reply;
 }
 
-Task<> AuditCommands::watch(bus::Client* bus)
+Task<> AuditCommands::watch(Daemon& daemon, bus::Client* bus)
 {
     std::string told;
     while (!ledger_->damage())
@@ -98,6 +98,9 @@ Task<> AuditCommands::watch(bus::Client* bus)
             continue;
         }
         told = telling;
+        daemon.status(now.state == "ok"        ? std::string{"serving"}
+                      : now.state == "failing" ? "unhealthy: every boot is denied: " + now.reason
+                                               : now.reason);
         if (now.state == "failing") { log::error("ledger cannot be written: every boot is denied", {{"error", now.reason}}); }
         else if (now.state == "low") { log::warn("ledger needs attention", {{"reason", now.reason}}); }
         else { log::info("ledger is well again"); }

@@ -4,6 +4,7 @@
 #include "bus/schema/auth.hpp"
 #include "services/auth/ledger.hpp"
 #include "services/auth/policy_file.hpp"
+#include "shared/runtime/daemon.hpp"
 
 namespace dstack::auth
 {
@@ -18,8 +19,9 @@ class AuditCommands
     {
     }
     void serve(bus::Client& bus);
-    /// Says how the ledger fares when that changes, also on the bus (which may be null); returns when it is damaged.
-    Task<> watch(bus::Client* bus);
+    /// Says how the ledger fares when that changes, also to the supervisor and on the bus (which may be null); returns when
+    /// it is damaged.
+    Task<> watch(Daemon& daemon, bus::Client* bus);
 
   private:
     Task<Result<schema::AuthAudit::Reply>> audit(schema::AuthAudit request, bus::CallContext context);

@@ -3,6 +3,7 @@
 #include "shared/base/result.hpp"
 #include "shared/crypto/bytes.hpp"
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
@@ -79,9 +80,16 @@ struct AppIdHash
 {
     std::size_t operator()(const AppId& id) const
     {
-        std::size_t out = 0;
-        std::memcpy(&out, id.data(), sizeof out); // an id is the start of a SHA-256
-        return out;
+        // An id is the start of a SHA-256, but nothing makes whoever writes the file keep to that: all of it counts.
+        std::array<std::uint64_t, 3> words{};
+        std::memcpy(words.data(), id.data(), id.size());
+        std::uint64_t out = 0;
+        for (const std::uint64_t word : words)
+        {
+            out = (out ^ word) * 0x9e3779b97f4a7c15;
+            out ^= out >> 32;
+        }
+        return static_cast<std::size_t>(out);
     }
 };
 

@@ -209,7 +209,7 @@ Task<> Service::publish()
 /// Damage that is found while it runs ends the process.
 Task<> Service::watch_ledger()
 {
-    co_await audit_.watch(bus_.get());
+    co_await audit_.watch(daemon_, bus_.get());
     daemon_.request_stop();
 }
 

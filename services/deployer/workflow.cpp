@@ -87,6 +87,7 @@ std::vector<schema::LeaseWish> wishes_of(const AppFacts& app)
         wish.protocol = port.protocol;
         wish.address = port.host_address;
         wish.value = port.host_port;
+        wish.privileged = port.privileged;
         wish.purpose = std::to_string(port.vm_port) + "/" + port.protocol + " of the guest";
         wishes.push_back(std::move(wish));
     }

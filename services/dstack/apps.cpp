@@ -1,5 +1,4 @@
 #include "bus/schema/deploy.hpp"
-#include "bus/schema/lease.hpp"
 #include "services/dstack/document.hpp"
 #include "services/dstack/exit_code.hpp"
 #include "services/dstack/follow.hpp"
@@ -193,33 +192,6 @@ Task<int> change_app(Session& session)
     const std::string what = verb + " of " + name;
     const std::vector<std::string> no_lines;
     co_return fail_operation(session, what, begun->operation, std::move(*outcome), no_lines);
-}
-
-Task<int> show_leases(Session& session)
-{
-    schema::LeaseList question;
-    auto options = session.call_options();
-    auto reply = co_await session.bus().call(std::move(question), std::move(options));
-    if (!reply) { co_return session.fail(reply.error()); }
-    if (session.options().json)
-    {
-        session.out(document("leases", leases_json(reply->leases)));
-        co_return exit_ok;
-    }
-    if (reply->leases.empty())
-    {
-        session.note("nothing is leased");
-        co_return exit_ok;
-    }
-    std::vector<std::vector<std::string>> rows{{"WHAT", "OWNER", "STATE", "AGE", "PURPOSE"}};
-    for (const auto& lease : reply->leases)
-    {
-        const std::string what = lease.kind == "port" ? lease.protocol + " " + lease.address + ":" + std::to_string(lease.value)
-                                                      : lease.kind + " " + std::to_string(lease.value);
-        rows.push_back({printable(what), printable(lease.owner), printable(lease.state), age(lease.since, now_ms()), or_dash(lease.purpose)});
-    }
-    session.out(table(rows));
-    co_return exit_ok;
 }
 
 } // namespace dstack::cli

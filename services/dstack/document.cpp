@@ -85,16 +85,42 @@ std::string apps_json(const std::vector<schema::App>& apps)
     return dump(json{{"apps", std::move(list)}});
 }
 
-std::string leases_json(const std::vector<schema::Lease>& leases)
+namespace
 {
-    json list = json::array();
-    for (const auto& lease : leases)
-    {
-        list.push_back({{"id", lease.id}, {"kind", lease.kind}, {"protocol", lease.protocol}, {"address", lease.address}, {"value", lease.value},
-                        {"owner", lease.owner}, {"purpose", lease.purpose}, {"state", lease.state}, {"since", lease.since}});
-    }
-    return dump(json{{"leases", std::move(list)}});
+json object_of(const schema::Lease& lease)
+{
+    return {{"id", lease.id},       {"kind", lease.kind},   {"protocol", lease.protocol}, {"address", lease.address}, {"value", lease.value},
+            {"owner", lease.owner}, {"purpose", lease.purpose}, {"state", lease.state},   {"since", lease.since},     {"expires", lease.expires},
+            {"vm", lease.vm},       {"install", lease.install}, {"caller", lease.caller}};
 }
+
+json object_of(const schema::HostUse& use)
+{
+    return {{"kind", use.kind}, {"protocol", use.protocol}, {"address", use.address}, {"value", use.value}, {"last", use.last == 0 ? use.value : use.last},
+            {"pid", use.pid},   {"process", use.process},   {"unit", use.unit},       {"command", use.command}, {"why", use.why},
+            {"lease", use.lease}, {"owner", use.owner}};
+}
+
+template <class T>
+json list_of(const std::vector<T>& things)
+{
+    json out = json::array();
+    for (const T& one : things) { out.push_back(object_of(one)); }
+    return out;
+}
+} // namespace
+
+std::string leases_json(const std::vector<schema::Lease>& leases, const std::vector<schema::HostUse>& uses, std::string_view database)
+{
+    return dump(json{{"leases", list_of(leases)}, {"uses", list_of(uses)}, {"database", database}});
+}
+
+std::string explanation_json(const schema::LeaseExplain::Reply& reply)
+{
+    return dump(json{{"what", reply.what}, {"free", reply.free}, {"reasons", reply.reasons}, {"leases", list_of(reply.leases)}, {"uses", list_of(reply.uses)}});
+}
+
+std::string released_json(std::string_view id, std::uint32_t released) { return dump(json{{"id", id}, {"released", released}}); }
 
 std::string deploy_json(const schema::DeployCreate::Reply& reply, const schema::App& app)
 {

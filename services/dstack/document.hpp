@@ -18,7 +18,10 @@ std::string error_document(const Error& error);
 
 std::string app_json(const schema::App& app);
 std::string apps_json(const std::vector<schema::App>& apps);
-std::string leases_json(const std::vector<schema::Lease>& leases);
+/// `uses`: of the whole host, with --all.
+std::string leases_json(const std::vector<schema::Lease>& leases, const std::vector<schema::HostUse>& uses, std::string_view database);
+std::string explanation_json(const schema::LeaseExplain::Reply& reply);
+std::string released_json(std::string_view id, std::uint32_t released);
 std::string deploy_json(const schema::DeployCreate::Reply& reply, const schema::App& app);
 std::string plan_json(const schema::DeployCreate::Reply& reply);
 std::string begun_json(std::string_view app, const schema::OperationBegun& begun, std::string_view state, std::string_view evidence);

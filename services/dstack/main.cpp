@@ -18,6 +18,8 @@ Task<int> dispatch(Session& session)
     if (verb == "ls") { co_return co_await list_apps(session); }
     if (verb == "info") { co_return co_await app_info(session); }
     if (verb == "leases") { co_return co_await show_leases(session); }
+    if (verb == "leases explain") { co_return co_await explain_lease(session); }
+    if (verb == "leases release") { co_return co_await release_lease(session); }
     if (verb == "events") { co_return co_await show_events(session); }
     if (verb == "trace") { co_return co_await show_trace(session); }
     if (verb == "bus services") { co_return co_await bus_services(session); }

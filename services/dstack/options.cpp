@@ -34,6 +34,7 @@ struct Words
     bool no_allow = false;
     bool no_kms = false;
     bool no_wait = false;
+    bool privileged = false;
 };
 
 void add_globals(CLI::App& app, Options& o, Words& w)
@@ -60,10 +61,11 @@ void add_deploy(CLI::App& app, Options& o, Words& w)
     deploy->alias("run");
     deploy->add_option("-n,--name", o.name, "the app's name on this host")->required();
     deploy->add_option("-c,--compose,compose", o.compose, "docker-compose file; - is stdin")->required()->type_name("FILE");
-    deploy->add_option("-p,--port", w.ports, "publish a port: vm | host:vm | proto:host:vm | proto:addr:host:vm; host may be auto")
+    deploy->add_option("-p,--port", w.ports, "publish a port: vm | host:vm | proto:host:vm | proto:addr:host:vm; host may be auto, both may be ranges")
         ->type_name("SPEC")
         ->allow_extra_args(false)
         ->take_all();
+    deploy->add_flag("--privileged-ports", w.privileged, "host ports below 1024 may be taken too");
     deploy->add_option("--image", o.image, "guest OS image; default: the newest in the store");
     deploy->add_option("--vcpu", o.vcpu, "virtual CPUs")->capture_default_str();
     deploy->add_option("--memory", w.memory, "memory, MiB or with M or G (512)")->type_name("SIZE");
@@ -135,6 +137,18 @@ void add_bus(CLI::App& app, Options& o)
     for (auto* verb : bus->get_subcommands({})) { verb->fallthrough(); }
 }
 
+void add_leases(CLI::App& app, Options& o)
+{
+    auto* leases = app.add_subcommand("leases", "CIDs and ports that are taken, and by whom");
+    leases->add_flag("--all", o.all, "everything on this host: other installs' leases, and what others use without one");
+    leases->require_subcommand(0, 1);
+    auto* explain = leases->add_subcommand("explain", "who has a port or a CID, and whether it would be granted");
+    explain->add_option("what", o.app, "8080, tcp:127.0.0.1:8080, udp:[::1]:53, cid:1003 or vsock:10000")->required();
+    auto* release = leases->add_subcommand("release", "give one lease back; refused while its owner lives");
+    release->add_option("id", o.app, "such as lease-12")->required();
+    for (auto* verb : leases->get_subcommands({})) { verb->fallthrough(); }
+}
+
 void add_app_verbs(CLI::App& app, Options& o)
 {
     auto* ls = app.add_subcommand("ls", "the apps of this host");
@@ -147,7 +161,7 @@ void add_app_verbs(CLI::App& app, Options& o)
     start->add_flag("--wait,!--no-wait", o.wait, "wait until it answers (default)");
     auto* rm = add_app_verb(app, o, "rm", "remove an app: its VM, disk, ports and allowed hash; logs and events stay");
     rm->add_flag("--wait,!--no-wait", o.wait, "wait until it is done (default)");
-    app.add_subcommand("leases", "CIDs and host ports that are taken");
+    add_leases(app, o);
     app.add_subcommand("version", "the version");
     auto* completion = app.add_subcommand("completion", "shell completion: source <(dstack completion bash)");
     completion->add_option("shell", o.shell, "bash")->required()->check(CLI::IsMember({"bash"}));
@@ -201,9 +215,13 @@ Result<Done> finish(Options& o, Words& w)
 {
     for (const std::string& spec : w.ports)
     {
-        auto port = parse_port_spec(spec);
-        if (!port) { return std::move(port).error(); }
-        o.ports.push_back(std::move(*port));
+        auto ports = parse_port_specs(spec);
+        if (!ports) { return std::move(ports).error(); }
+        for (auto& port : *ports)
+        {
+            port.privileged = w.privileged;
+            o.ports.push_back(std::move(port));
+        }
     }
     if (!w.memory.empty())
     {
@@ -331,10 +349,11 @@ std::string bash_completion()
     fi
     case "${COMP_WORDS[1]}" in
     info|logs|trace|why|stop|start|rm) COMPREPLY=($(compgen -W "$(dstack ls 2>/dev/null | awk 'NR > 1 { print $1 }') $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
-    deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    deploy|run) COMPREPLY=($(compgen -f -W "-n -c --port --privileged-ports --image --vcpu --memory --disk --no-allow --no-kms --no-wait $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     allow|revoke) COMPREPLY=($(compgen -W "--app --image --for --until --reason $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     audit) COMPREPLY=($(compgen -W "list show export verify --app --kind --denied --allowed --since --limit --dir --key --expect $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     policy) COMPREPLY=($(compgen -f -W "test --boot-info --decision --last --with --exit-code $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+    leases) COMPREPLY=($(compgen -W "explain release --all $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     bus) COMPREPLY=($(compgen -W "services top $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     events) COMPREPLY=($(compgen -W "-f --from --type --subject --source --severity $flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
     *) COMPREPLY=($(compgen -W "$flags" -- "${COMP_WORDS[COMP_CWORD]}")) ;;

@@ -26,7 +26,7 @@ struct Options
     std::string token_file;       ///< for that host; "-" is stdin; empty: from the environment
     std::uint64_t timeout_ms = 0; ///< 0: the verb's own
 
-    std::string app;     ///< info, logs, stop, start, rm
+    std::string app;     ///< info, logs, stop, start, rm; leases: what is asked about
     std::string name;    ///< deploy
     std::string compose; ///< path; "-" is stdin
     std::vector<schema::PortMapping> ports;
@@ -37,6 +37,8 @@ struct Options
     bool allow = true;
     bool kms = true;
     bool wait = true;
+
+    bool all = false; ///< leases
 
     bool follow = false;
     std::uint32_t lines = 200;

@@ -13,7 +13,7 @@ namespace
 Error bad(std::string_view text, std::string_view why)
 {
     return Error{Errc::invalid_argument, "invalid --port '" + std::string{text} + "': " + std::string{why},
-                 "expected vm | host:vm | proto:host:vm | proto:addr:host:vm, host may be auto", {}};
+                 "expected vm | host:vm | proto:host:vm | proto:addr:host:vm, host may be auto, both may be ranges such as 8000-8010", {}};
 }
 
 /// At colons, but not at those inside brackets; nothing when the brackets do not match or are not a whole part.
@@ -85,6 +85,65 @@ Result<schema::PortMapping> parse_port_spec(std::string_view text)
         const auto host = address((*parts)[1]);
         if (!host) { return bad(text, "the address is not an IP address (IPv6 in brackets)"); }
         out.host_address = *host;
+    }
+    return out;
+}
+
+namespace
+{
+constexpr std::uint32_t max_range = 256;
+
+struct Range
+{
+    std::uint32_t first = 0;
+    std::uint32_t last = 0;
+};
+
+/// "8000-8010"; nothing when it is none.
+std::optional<Range> range_of(std::string_view text)
+{
+    const auto dash = text.find('-');
+    if (dash == std::string_view::npos || dash == 0) { return std::nullopt; }
+    const auto first = port_number(text.substr(0, dash));
+    const auto last = port_number(text.substr(dash + 1));
+    if (!first || !last) { return std::nullopt; }
+    return Range{*first, *last};
+}
+} // namespace
+
+Result<std::vector<schema::PortMapping>> parse_port_specs(std::string_view text)
+{
+    const auto parts = split(text);
+    const auto vm = parts ? range_of(parts->back()) : std::nullopt;
+    const auto host = parts && parts->size() > 1 ? range_of((*parts)[parts->size() - 2]) : std::nullopt;
+    if (!vm && !host)
+    {
+        auto one = parse_port_spec(text);
+        if (!one) { return std::move(one).error(); }
+        return std::vector{std::move(*one)};
+    }
+    if (!vm) { return bad(text, "the host's ports are a range, the guest's are not"); }
+    if (vm->first == 0 || vm->last < vm->first) { return bad(text, "the guest's range does not go up from 1 or more"); }
+    if (vm->last - vm->first >= max_range) { return bad(text, "a range has at most 256 ports"); }
+    if (host && (host->first == 0 || host->last < host->first)) { return bad(text, "the host's range does not go up from 1 or more"); }
+    if (host && host->last - host->first != vm->last - vm->first) { return bad(text, "the two ranges differ in length"); }
+    // One port of it stands for all: the rest of the spec is checked with it.
+    std::string single;
+    for (std::size_t i = 0; i + 1 < parts->size(); ++i)
+    {
+        const bool is_host = i + 2 == parts->size();
+        single += (is_host && host ? std::string{"1"} : std::string{(*parts)[i]}) + ":";
+    }
+    single += "1";
+    auto pattern = parse_port_spec(single);
+    if (!pattern) { return bad(text, pattern.error().message.substr(pattern.error().message.rfind(": ") + 2)); }
+    if (!host && pattern->host_port != 0) { return bad(text, "the guest's ports are a range, the host's are not (`auto` is fine)"); }
+    std::vector<schema::PortMapping> out;
+    for (std::uint32_t i = 0; i <= vm->last - vm->first; ++i)
+    {
+        pattern->host_port = host ? host->first + i : 0;
+        pattern->vm_port = vm->first + i;
+        out.push_back(*pattern);
     }
     return out;
 }

@@ -79,6 +79,9 @@ bool measure(std::string_view text, Measured& out)
 
 std::string printable(std::string_view text)
 {
+    // Most text is plain, and there may be thousands of it
+    const bool plain = std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c < 0x7f; });
+    if (plain) { return std::string{text}; }
     std::string out;
     out.reserve(text.size());
     while (!text.empty())

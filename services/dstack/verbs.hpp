@@ -11,6 +11,8 @@ Task<int> app_info(Session& session);
 Task<int> change_app(Session& session); ///< stop, start, rm
 Task<int> change_policy(Session& session); ///< allow, revoke
 Task<int> show_leases(Session& session);
+Task<int> explain_lease(Session& session);
+Task<int> release_lease(Session& session);
 Task<int> show_events(Session& session);
 Task<int> show_logs(Session& session);
 Task<int> show_trace(Session& session);

@@ -49,7 +49,7 @@ std::vector<File> service_configs(const Settings& settings,
          "[bus]\n" + pair("directory", at.bus()) + pair("journal", at.state("bus") + "/journal.db") + identity},
         {at.config("auth"), "[auth]\n" + pair("port", settings.auth_port) + pair("policy_file", at.policy()) +
                                 pair("ledger_dir", at.state("auth")) + on_bus},
-        {at.config("allocator"), "[allocator]\n" + state("allocator") + on_bus},
+        {at.config("allocator"), "[allocator]\n" + state("allocator") + (settings.leases.empty() ? "" : pair("leases", settings.leases)) + on_bus},
         {at.config("logs"), "[logs]\n" + pair("socket", at.run() + "/logs.sock") + pair("store_dir", at.state("logs")) +
                                 pair("vm_root", at.state("vmm-local") + "/vms") + pair("service_log_dir", at.logs()) +
                                 on_bus},

@@ -127,6 +127,7 @@ Json json_of(const std::vector<Row>& rows, const MeshStatus& status, const Setti
     return {{"prefix", settings.prefix},
             {"supervisor_pid", supervised ? Json(status.supervisor.pid) : Json{}},
             {"ready", status.all_ready() && supervised},
+            {"healthy", status.healthy() && supervised},
             {"auth_port", settings.auth_port},
             {"vmm_port", settings.vmm_port},
             {"kms_port", settings.kms_port},
@@ -176,7 +177,7 @@ int dev_status(const Global& global)
     const auto rows = rows_of(layout, now);
     if (global.json) { print_document("dev-status", json_of(rows, now, *settings, supervised).dump()); }
     else { print_rows(rows, now, *settings, supervised); }
-    if (supervised) { return now.all_ready() ? exit_ok : exit_unhealthy; }
+    if (supervised) { return now.healthy() ? exit_ok : exit_unhealthy; }
     const bool any =
         std::any_of(now.services.begin(), now.services.end(), [](const auto& s) { return s.process.pid != 0; });
     return any ? exit_unhealthy : exit_not_found;

@@ -10,6 +10,7 @@
 #include <array>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <poll.h>
 #include <unistd.h>
@@ -111,6 +112,8 @@ Result<Settings> choose_settings(const Layout& layout, const DevUp& wish)
     auto self = own_program();
     if (!self) { return std::move(self).error(); }
     out.program = *self;
+    const char* leases = std::getenv("DSTACK_LEASES");
+    if (leases != nullptr && *leases != '\0') { out.leases = leases; }
     const RunningServices running{layout};
     for (const auto& port : {PortWish{wish.auth_port, &out.auth_port, "--auth-port", "auth"},
                              PortWish{wish.vmm_port, &out.vmm_port, "--vmm-port", "vmm-local"},

@@ -16,6 +16,7 @@ struct Settings
     std::uint16_t auth_port = 8001;
     std::uint16_t vmm_port = 9080;
     std::uint16_t kms_port = 8443;
+    std::string leases{}; ///< the lease database; empty: the host-wide one (from DSTACK_LEASES, for tests and trials)
 };
 
 std::string to_toml(const Settings& settings);

@@ -49,6 +49,11 @@ bool MeshStatus::all_ready() const
            std::all_of(services.begin(), services.end(), [](const auto& s) { return s.phase == Phase::ready; });
 }
 
+bool MeshStatus::healthy() const
+{
+    return all_ready() && std::none_of(services.begin(), services.end(), [](const auto& s) { return s.text.starts_with("unhealthy: "); });
+}
+
 const ServiceStatus* MeshStatus::failed() const
 {
     const auto found =

@@ -31,7 +31,7 @@ struct ServiceStatus
     std::uint64_t restarts = 0;  ///< since the supervisor began
     std::string last_exit{};     ///< "exit code 70", "killed by signal 9", "ended while nobody watched"
     std::string reason{};        ///< of failed: "crash_loop", "config", ...
-    std::string text{};          ///< its own STATUS=
+    std::string text{};          ///< its own STATUS=; one that runs and cannot do its work says "unhealthy: WHY"
     friend bool operator==(const ServiceStatus&, const ServiceStatus&) = default;
 };
 
@@ -42,6 +42,8 @@ struct MeshStatus
 
     const ServiceStatus* find(std::string_view name) const;
     bool all_ready() const;
+    /// All are ready, and none says that it cannot do its work.
+    bool healthy() const;
     /// The first service that was given up, or nullptr.
     const ServiceStatus* failed() const;
 };

@@ -11,7 +11,7 @@ from peers import Peers
 
 
 def allocator_config(prefix, sweep_ms=50):
-    return f'[allocator]\nstate_dir = "{prefix.state("allocator")}"\nsweep_ms = {sweep_ms}\n\n[bus]\ndirectory = "{prefix.bus}"\n'
+    return f'[allocator]\nstate_dir = "{prefix.state("allocator")}"\nleases = "{prefix.lease_database}"\nsweep_ms = {sweep_ms}\n\n[bus]\ndirectory = "{prefix.bus}"\n'
 
 
 def port(value=0, **more):
@@ -38,7 +38,8 @@ class AllocatorTest(unittest.TestCase):
         self.assertIn(cid["value"], range(1000, 2000))
         self.assertIn(web["value"], range(18000, 20000))
         self.assertEqual((web["address"], web["protocol"], web["state"]), ("127.0.0.1", "tcp", "reserved"))
-        self.assertEqual(self.reserve("hello", [{"kind": "cid"}, port(purpose="80/tcp of the guest")])[1], reply)
+        again = self.reserve("hello", [{"kind": "cid"}, port(purpose="80/tcp of the guest")])[1]
+        self.assertEqual([{**one, "expires": ""} for one in again["leases"]], [{**one, "expires": ""} for one in reply["leases"]])
         self.prefix.ok("lease.bind", {"owner": "hello"})
         listed = self.prefix.ok("lease.list", {"owner": "hello"}, who="operator")["leases"]
         self.assertEqual([lease["state"] for lease in listed], ["bound", "bound"])
@@ -88,7 +89,7 @@ class AllocatorTest(unittest.TestCase):
     def test_bad_requests(self):
         rows = [
             ([], "wishes: must be 1 to 64"),
-            ([{"kind": "gpu"}], "wishes[0].kind: must be cid or port"),
+            ([{"kind": "gpu"}], "wishes[0].kind: must be cid, port or vsock_port"),
             ([port(70000)], "wishes[0].value: must be a port in 1..65535"),
             ([port(80, address="example.org")], "wishes[0].address: must be an IPv4 or IPv6 address"),
         ]

@@ -10,7 +10,7 @@ import threading
 import unittest
 
 from auth_test import APP, COMPOSE, IMAGE, Auth, boot, open_policy
-from mesh import Prefix, http, need, program, wait_for
+from mesh import Mesh, Prefix, http, need, program, wait_for
 from peers import Peers
 
 OTHER = "4" * 40
@@ -460,6 +460,20 @@ class ExplainTest(unittest.TestCase):
         self.assertEqual(wrong.returncode, USAGE)
         self.assertIn("osImage: unknown key", wrong.stderr)
         self.assertEqual((self.newest(), self.auth.policy.read_bytes(), self.auth.ledger.read_bytes()), (number, policy, ledger), "something was written")
+
+
+class StatusTest(unittest.TestCase):
+    def test_the_mesh_is_unhealthy_while_the_ledger_cannot_be_written(self):
+        with Mesh() as mesh:
+            self.assertEqual(mesh.dstackup("dev", "status").returncode, 0)
+            ledger = mesh.path / "var/lib/dstack/auth/decisions.ndjson"
+            ledger.rename(ledger.with_suffix(".away"))
+            url = f"http://127.0.0.1:{mesh.auth_port}/bootAuth/app"
+            self.assertIn(b"could not be recorded", http(url, json.dumps(boot()).encode())[1])
+            wait_for(lambda: mesh.of("auth")["note"].startswith("unhealthy: every boot is denied"), "auth says so")
+            self.assertEqual(mesh.dstackup("dev", "status", check=False).returncode, 10)
+            ledger.with_suffix(".away").rename(ledger)
+            wait_for(lambda: mesh.dstackup("dev", "status", check=False).returncode == 0, "healthy again")
 
 
 class SpaceTest(unittest.TestCase):

@@ -43,13 +43,15 @@ class Standalone:
         self.port = free_port()
         self.policy = self.prefix.path / "policy.json"
         self.write(policy)
-        self.process = subprocess.Popen([program("auth"), "--standalone", "--policy", self.policy, "--listen", f"127.0.0.1:{self.port}", *arguments],
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.log = self.prefix.path / f"standalone-{self.port}.log"  # a pipe that nobody reads would stop it
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([program("auth"), "--standalone", "--policy", self.policy, "--listen", f"127.0.0.1:{self.port}", *arguments],
+                                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
         test.addCleanup(self.end)
         wait_for(lambda: self.up(), "an answer", 30)
 
     def up(self):
-        assert self.process.poll() is None, self.process.stderr.read()
+        assert self.process.poll() is None, self.log.read_text()
         try:
             return fetch(f"http://127.0.0.1:{self.port}/health")[0] in (200, 503)
         except OSError:
@@ -58,7 +60,7 @@ class Standalone:
     def end(self):
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+        self.process.wait(60)
 
     def write(self, policy):
         temp = self.policy.with_suffix(".new")

@@ -62,6 +62,19 @@ Task<int> serve(Loop& loop, bus::Client& client, Arguments args)
     co_return 0;
 }
 
+Task<Result<std::string>> fixed_answer(std::string body) { co_return body; }
+
+/// answer SERVICE COMMAND JSON: always the same, until it is killed
+Task<int> answer(Loop& loop, bus::Client& client, Arguments args)
+{
+    const std::string body = args[2];
+    client.serve_raw(args[1], [body](std::string, bus::CallContext) { return fixed_answer(body); }, 8);
+    auto connected = co_await client.connect(milliseconds{10'000});
+    say(connected ? "ready" : describe(connected.error()));
+    if (!connected) { co_return 1; }
+    for (;;) { co_await sleep_for(loop, milliseconds{60'000}); }
+}
+
 /// publish TYPE COUNT FIRST: events "FIRST".. one after the other, ids derived from the number
 Task<int> publish(bus::Client& client, Arguments args)
 {
@@ -348,6 +361,7 @@ Task<int> reader(Loop& loop, bus::Client& client, Arguments args)
 Task<int> run_verb(Loop& loop, bus::Client& client, std::string verb, Arguments args)
 {
     if (verb == "serve") { co_return co_await serve(loop, client, std::move(args)); }
+    if (verb == "answer") { co_return co_await answer(loop, client, std::move(args)); }
     if (verb == "ledger") { co_return co_await ledger(loop, client, std::move(args)); }
     const bool patient = verb == "stream" || verb == "calls" || verb == "follow" || verb == "reader"; // they outlive brokers
     const milliseconds limit{patient ? 60'000 : 5'000};
@@ -372,7 +386,7 @@ Task<> run(Loop& loop, std::string directory, std::string verb, Arguments args, 
 {
     bus::ClientConfig config;
     config.directory = std::move(directory);
-    config.service = verb == "serve" || verb == "ledger" ? args[0] : std::string{};
+    config.service = verb == "serve" || verb == "answer" || verb == "ledger" ? args[0] : std::string{};
     bus::Client client{loop, config};
     auto code = co_await run_verb(loop, client, std::move(verb), std::move(args));
     *exit_code = code;
@@ -384,7 +398,7 @@ int main(int argc, char** argv)
 {
     if (argc < 4)
     {
-        std::fputs("usage: bus_probe BUS_DIRECTORY call|serve|publish|emit|subscribe|stream|ledger|calls|follow|reader ARGUMENT...\n", stderr);
+        std::fputs("usage: bus_probe BUS_DIRECTORY call|serve|answer|publish|emit|subscribe|stream|ledger|calls|follow|reader ARGUMENT...\n", stderr);
         return 64;
     }
     log::init("bus_probe", log::Level::warn);

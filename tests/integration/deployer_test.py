@@ -176,7 +176,7 @@ class DeployerTest(unittest.TestCase):
         self.prefix.start("auth", f'[auth]\nport = {self.auth_port}\npolicy_file = "{policy}"\nledger_dir = "{self.prefix.state("auth")}"\n' + on_bus)
         # A range of its own: leases of another prefix are not known here, and a stopped VM's port is bound by nobody.
         ports = random.randrange(20_000, 30_000, 50)
-        self.prefix.start("allocator", f'[allocator]\nstate_dir = "{self.prefix.state("allocator")}"\nport_first = {ports}\nport_last = {ports + 49}\n' + on_bus)
+        self.prefix.start("allocator", f'[allocator]\nstate_dir = "{self.prefix.state("allocator")}"\nleases = "{self.prefix.lease_database}"\nport_first = {ports}\nport_last = {ports + 49}\n' + on_bus)
         self.policy = policy
         self.vmm = Vmm(self.auth_port)
         self.addCleanup(self.vmm.close)

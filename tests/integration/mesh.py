@@ -198,6 +198,11 @@ class Prefix:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    @property
+    def lease_database(self):
+        """The lease database: not the one that the installs of this machine share."""
+        return Path(os.environ.get("DSTACK_LEASES") or f"{self.path}-host/leases.db")
+
     def service(self, name, config, environment=None):
         self.services[name] = Service(self, name, config, environment)
         return self.services[name]
@@ -217,6 +222,7 @@ class Prefix:
                 pass
         if not os.environ.get("DSTACK_KEEP"):
             shutil.rmtree(self.path, ignore_errors=True)
+            shutil.rmtree(f"{self.path}-host", ignore_errors=True)
 
 
 def bus_config(prefix):
@@ -241,7 +247,7 @@ class Mesh(Prefix):
 
     def dstackup(self, *arguments, check=True, deadline=90):
         done = subprocess.run([str(program("dstackup")), *arguments, "--prefix", str(self.path)], stdin=subprocess.DEVNULL, capture_output=True,
-                              text=True, timeout=deadline)
+                              text=True, timeout=deadline, env={**os.environ, "DSTACK_LEASES": str(self.lease_database)})
         if check and done.returncode != 0:
             raise AssertionError(f"dstackup {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}")
         return done

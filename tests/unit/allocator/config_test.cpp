@@ -16,4 +16,12 @@ TEST_CASE("the configuration of dstack-allocator")
     CHECK_FALSE(parse_config("[allocator]\nstate_dir = \"/s\"\n"));
     CHECK_FALSE(parse_config("[bus]\ndirectory = \"/b\"\n"));
     CHECK_FALSE(parse_config("[allocator]\nstate_dir = \"/s\"\ncid_first = 2\n[bus]\ndirectory = \"/b\"\n"));
+    CHECK(config->leases.empty());
+    auto all = parse_config("[allocator]\nstate_dir = \"/s\"\nleases = \"/h/leases.db\"\nprivileged_ports = true\n[quota]\nports_per_app = 3\n"
+                            "[bus]\ndirectory = \"/b\"\n");
+    REQUIRE(all);
+    CHECK(all->leases == "/h/leases.db");
+    CHECK(all->privileged_ports);
+    CHECK(all->ports_per_app == 3);
+    CHECK_FALSE(parse_config("[allocator]\nstate_dir = \"/s\"\nleases = \"here.db\"\n[bus]\ndirectory = \"/b\"\n"));
 }

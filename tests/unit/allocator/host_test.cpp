@@ -102,3 +102,31 @@ TEST_CASE("the range of outgoing ports is the kernel's")
     const Taken any{false, false};
     CHECK(kernel.is_ephemeral(any.port));
 }
+
+TEST_CASE("a socket that is bound for reuse and does not listen yet")
+{
+    // SO_REUSEADDR: another may bind beside it, and then one of the two cannot listen
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int on = 1;
+    ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    REQUIRE(::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+    socklen_t size = sizeof address;
+    REQUIRE(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0);
+    Kernel kernel;
+    auto holder = kernel.holder(resource("tcp", "127.0.0.1", ntohs(address.sin_port)));
+    REQUIRE(holder);
+    if (!*holder) { WARN("this kernel does not show sockets that are only bound (Linux before 6.8)"); }
+    ::close(fd);
+}
+
+TEST_CASE("privileged ports and the kernel's ranges")
+{
+    Kernel strict;
+    CHECK(strict.is_privileged(1) == strict.is_privileged(80)); // 0 or 1024, as the kernel is set
+    CHECK_FALSE(strict.is_privileged(18000));
+    Kernel open{true};
+    CHECK_FALSE(open.is_privileged(80));
+}

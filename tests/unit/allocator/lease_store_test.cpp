@@ -27,7 +27,8 @@ class Store
         auto db = state::Connection::open(scratch_ / "leases.db");
         REQUIRE(db);
         db_ = std::move(*db);
-        REQUIRE(db_->exec(lease_tables()));
+        for (const std::string& migration : lease_migrations()) { REQUIRE(db_->exec(migration)); }
+        REQUIRE(register_install(*db_, "one", "/srv/one", now));
     }
     state::Connection& operator*() { return *db_; }
 
@@ -55,12 +56,21 @@ schema::LeaseWish wish(const std::string& kind, std::uint32_t value)
     return out;
 }
 
-Result<Reserved> reserved(state::Connection& db, const schema::LeaseReserve& what, std::uint64_t at = now)
+Result<Reserved> reserved(state::Connection& db, const schema::LeaseReserve& what, std::uint64_t at = now, Install install = 1,
+                          const Quotas& quotas = {})
 {
     auto batch = make_batch(what, at);
     REQUIRE(batch);
+    batch->install = install;
     IdleHost host;
-    return reserve(db, *batch, host, ranges);
+    return reserve(db, *batch, host, ranges, quotas);
+}
+
+Result<std::vector<schema::Lease>> listed(state::Connection& db, const std::string& owner, Install install = 1)
+{
+    auto page = list(db, 1, {install, owner});
+    if (!page) { return std::move(page).error(); }
+    return std::move(page->leases);
 }
 
 } // namespace
@@ -103,11 +113,11 @@ TEST_CASE("a refusal names the owner and grants nothing")
     auto refused = reserved(*db, request("other", "k1", {wish("cid", 0), wish("port", 8080)}));
     REQUIRE((refused && refused->refusal));
     CHECK(refused->refusal->error.message == "tcp 127.0.0.1:8080 is taken: leased to hello (test)");
-    auto all = list(*db, "");
+    auto all = listed(*db, "");
     REQUIRE(all);
     CHECK(all->size() == 1);
     // the key of a refused batch is free: it may be granted later
-    REQUIRE(release(*db, "hello", "", now));
+    REQUIRE(release(*db, 1, "hello", "", now));
     auto later = reserved(*db, request("other", "k1", {wish("cid", 0), wish("port", 8080)}));
     REQUIRE(later);
     CHECK_FALSE(later->refusal);
@@ -116,14 +126,14 @@ TEST_CASE("a refusal names the owner and grants nothing")
 TEST_CASE("reserved, bound, released")
 {
     Store db;
-    auto unknown = bind(*db, "vm-1", now);
+    auto unknown = bind(*db, 1, "vm-1", "", now);
     REQUIRE_FALSE(unknown);
     CHECK(unknown.error().code == Errc::not_found);
 
     REQUIRE(reserved(*db, request("vm-1", "k1", {wish("cid", 0), wish("port", 0)})));
-    REQUIRE(bind(*db, "vm-1", now + 5));
-    REQUIRE(bind(*db, "vm-1", now + 6)); // twice is fine
-    auto bound = list(*db, "vm-1");
+    REQUIRE(bind(*db, 1, "vm-1", "", now + 5));
+    REQUIRE(bind(*db, 1, "vm-1", "", now + 6)); // twice is fine
+    auto bound = listed(*db, "vm-1");
     REQUIRE(bound);
     REQUIRE(bound->size() == 2);
     CHECK((*bound)[0].state == "bound");
@@ -134,18 +144,18 @@ TEST_CASE("reserved, bound, released")
     REQUIRE(expired);
     CHECK(expired->empty());
 
-    auto one = release(*db, "", (*bound)[1].id, now + 7);
+    auto one = release(*db, 1, "", (*bound)[1].id, now + 7);
     REQUIRE(one);
     REQUIRE(one->size() == 1);
     CHECK((*one)[0].kind == "port");
     CHECK((*one)[0].state == "released");
-    auto rest = release(*db, "vm-1", "", now + 8);
+    auto rest = release(*db, 1, "vm-1", "", now + 8);
     REQUIRE(rest);
     CHECK(rest->size() == 1);
-    auto none = release(*db, "vm-1", "", now + 9);
+    auto none = release(*db, 1, "vm-1", "", now + 9);
     REQUIRE(none);
     CHECK(none->empty());
-    auto nobody = release(*db, "", "", now);
+    auto nobody = release(*db, 1, "", "", now);
     REQUIRE_FALSE(nobody);
     CHECK(nobody.error().code == Errc::invalid_argument);
 
@@ -172,8 +182,8 @@ TEST_CASE("a reservation runs out unless it is renewed")
     auto due = expire(*db, now + 90'000);
     REQUIRE(due);
     REQUIRE(due->size() == 1);
-    CHECK((*due)[0].value == 8080);
-    CHECK(list(*db, "")->empty());
+    CHECK((*due)[0].lease.value == 8080);
+    CHECK(listed(*db, "")->empty());
 }
 
 TEST_CASE("what was given back is forgotten after a week")
@@ -181,7 +191,7 @@ TEST_CASE("what was given back is forgotten after a week")
     Store db;
     const auto what = request("vm-1", "k1", {wish("port", 8080)});
     REQUIRE(reserved(*db, what));
-    REQUIRE(release(*db, "vm-1", "", now));
+    REQUIRE(release(*db, 1, "vm-1", "", now));
     constexpr std::uint64_t week = 7ull * 24 * 3600 * 1000;
     REQUIRE(prune(*db, now + week));
     CHECK_FALSE(reserved(*db, what));
@@ -204,7 +214,7 @@ TEST_CASE("requests are checked")
          "key: must be 1 to 128 printable ASCII characters without spaces"},
         {request("a", "k", {}), "wishes: must be 1 to 64"},
         {request("a", "k", std::vector<schema::LeaseWish>(65, wish("cid", 0))), "wishes: must be 1 to 64"},
-        {request("a", "k", {wish("cid", 0), wish("gpu", 0)}), "wishes[1].kind: must be cid or port"},
+        {request("a", "k", {wish("cid", 0), wish("gpu", 0)}), "wishes[1].kind: must be cid, port or vsock_port"},
     };
     CHECK(make_batch(request("a b", "k", {wish("cid", 0)}), now)); // as a VMM's names
     for (const Row& row : rows)
@@ -213,4 +223,134 @@ TEST_CASE("requests are checked")
         REQUIRE_FALSE(batch);
         CHECK(batch.error().message == row.message);
     }
+}
+
+TEST_CASE("two installs share the host and nothing else")
+{
+    Store db;
+    auto second = register_install(*db, "two", "/srv/two", now);
+    REQUIRE(second);
+    CHECK(*register_install(*db, "two", "/srv/moved", now) == *second);
+    REQUIRE(reserved(*db, request("hello", "k1", {wish("cid", 0), wish("port", 18000)})));
+    // the same owner and key of another install: another batch, other values
+    auto theirs = reserved(*db, request("hello", "k1", {wish("cid", 0), wish("port", 0)}), now, *second);
+    REQUIRE((theirs && !theirs->refusal));
+    CHECK(theirs->leases[0].value == 1001);
+    CHECK(theirs->leases[1].value == 18001);
+    auto refused = reserved(*db, request("hello", "k2", {wish("port", 18000)}), now, *second);
+    REQUIRE((refused && refused->refusal));
+    CHECK(refused->refusal->error.message == "tcp 127.0.0.1:18000 is taken: leased to hello of the install in /srv/one (test)");
+    // nobody gives back what is another's
+    auto none = release(*db, *second, "", "lease-1", now);
+    REQUIRE(none);
+    CHECK(none->empty());
+    CHECK(listed(*db, "")->size() == 2);
+    auto all = listed(*db, "", 0);
+    REQUIRE(all);
+    REQUIRE(all->size() == 4);
+    CHECK((*all)[0].install.empty());
+    CHECK((*all)[2].install == "/srv/moved");
+    // an install that is gone leaves nothing behind
+    auto gone = release_install(*db, *second, now);
+    REQUIRE(gone);
+    CHECK(gone->size() == 2);
+    CHECK(installs(*db)->size() == 1);
+    CHECK(listed(*db, "", 0)->size() == 2);
+}
+
+TEST_CASE("quotas say what was asked, what is free, and who has it")
+{
+    Store db;
+    Quotas quotas;
+    quotas.ports_per_app = 2;
+    REQUIRE(reserved(*db, request("a", "k1", {wish("port", 0)}), now, 1, quotas));
+    auto refused = reserved(*db, request("a", "k2", {wish("port", 0), wish("port", 0)}), now, 1, quotas);
+    REQUIRE((refused && refused->refusal));
+    CHECK(refused->refusal->error.code == Errc::resource_exhausted);
+    CHECK(refused->refusal->error.message == "the quota of a is 2 ports: asked for 2, free 1, a has 1");
+    CHECK(refused->refusal->error.hint.find("quota.ports_per_app") != std::string::npos);
+    CHECK_FALSE(reserved(*db, request("b", "k1", {wish("port", 0), wish("port", 0)}), now, 1, quotas)->refusal);
+    quotas.leases_per_host = 3;
+    auto full = reserved(*db, request("c", "k1", {wish("cid", 0)}), now, 1, quotas);
+    REQUIRE((full && full->refusal));
+    CHECK(full->refusal->error.message == "the quota of this host is 3 leases: asked for 1, free 0, most are held by b 2, a 1");
+    REQUIRE(release(*db, 1, "b", "", now));
+    CHECK_FALSE(reserved(*db, request("c", "k1", {wish("cid", 0)}), now, 1, quotas)->refusal);
+    REQUIRE(expire(*db, now + 60'000)); // the count follows every way out
+    quotas.leases_per_host = 1;
+    CHECK_FALSE(reserved(*db, request("d", "k1", {wish("cid", 0)}), now, 1, quotas)->refusal);
+}
+
+TEST_CASE("the last cid does not wrap")
+{
+    Store db;
+    const Ranges edge{0xffff'fffd, 0xffff'fffe, 65535, 65535};
+    const auto take = [&](const std::string& key, std::uint32_t value)
+    {
+        auto batch = make_batch(request("vm", key, {wish("cid", value)}), now);
+        REQUIRE(batch);
+        IdleHost host;
+        auto out = reserve(*db, *batch, host, edge, {});
+        REQUIRE(out);
+        return out->refusal ? 0 : out->leases[0].value;
+    };
+    CHECK(take("k1", 0xffff'fffe) == 0xffff'fffe);
+    CHECK(take("k2", 0) == 0xffff'fffd);
+    CHECK(take("k3", 0) == 0); // no cid 0, 1 or 2 by going round
+    REQUIRE(release(*db, 1, "vm", "", now));
+    CHECK(take("k4", 0) == 0xffff'fffe);
+    CHECK(take("k5", 0) == 0xffff'fffd);
+}
+
+TEST_CASE("pages")
+{
+    Store db;
+    for (int i = 0; i < 5; ++i) { REQUIRE(reserved(*db, request("vm-" + std::to_string(i), "k", {wish("cid", 0)}))); }
+    std::vector<std::string> owners;
+    std::uint64_t after = 0;
+    int pages = 0;
+    do
+    {
+        auto page = list(*db, 1, {1, "", after, 2});
+        REQUIRE(page);
+        for (const auto& lease : page->leases) { owners.push_back(lease.owner); }
+        after = page->next;
+        ++pages;
+    } while (after != 0);
+    CHECK(pages == 3);
+    CHECK(owners == std::vector<std::string>{"vm-0", "vm-1", "vm-2", "vm-3", "vm-4"});
+}
+
+TEST_CASE("a database of the first version is brought up to date and moved")
+{
+    Scratch scratch;
+    auto old = state::Connection::open(scratch / "leases.db");
+    REQUIRE(old);
+    const auto migrations = lease_migrations();
+    REQUIRE((*old)->exec(migrations[0] + migrations[1]));
+    REQUIRE((*old)->exec("INSERT INTO batches VALUES('hello', 'k1', 'cid any test\n');"
+                         "INSERT INTO leases(owner, batch, kind, protocol, address, value, purpose, state, since_ms, expires_ms)"
+                         " VALUES('hello', 'k1', 'cid', '', '', 1000, 'test', 'bound', 1, 2), ('gone', 'k1', 'cid', '', '', 1001, '', 'released', 1, 2)"));
+    REQUIRE((*old)->exec(migrations[2]));
+    CHECK(*register_install(**old, "one", "/srv/one", now) == 1); // what was there is the first install's
+    CHECK(listed(**old, "hello")->size() == 1);
+
+    Store db;
+    REQUIRE(register_install(*db, "two", "/srv/two", now));
+    for (int twice = 0; twice < 2; ++twice)
+    {
+        auto moved = adopt(*db, 2, **old);
+        REQUIRE(moved);
+        CHECK(*moved == (twice == 0 ? 1U : 0U));
+    }
+    auto there = listed(*db, "", 2);
+    REQUIRE(there);
+    REQUIRE(there->size() == 1);
+    CHECK((*there)[0].value == 1000);
+    CHECK((*there)[0].state == "bound");
+    auto again = reserved(*db, request("hello", "k1", {wish("cid", 0)}), now, 2);
+    REQUIRE((again && !again->refusal));
+    CHECK(again->again);
+    CHECK(again->leases[0].value == 1000);
+    CHECK(expire(*db, now)->empty());
 }

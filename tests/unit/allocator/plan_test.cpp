@@ -95,7 +95,7 @@ TEST_CASE("wishes are checked")
         const char* message;
     };
     const Row rows[] = {
-        {"vsock", "", "", 0, "", "wishes[3].kind: must be cid or port"},
+        {"vsock", "", "", 0, "", "wishes[3].kind: must be cid, port or vsock_port"},
         {"port", "sctp", "", 0, "", "wishes[3].protocol: must be tcp or udp"},
         {"port", "tcp", "localhost", 0, "", "wishes[3].address: must be an IPv4 or IPv6 address"},
         {"port", "tcp", "", 65536, "", "wishes[3].value: must be a port in 1..65535"},

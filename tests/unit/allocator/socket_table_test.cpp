@@ -51,12 +51,40 @@ TEST_CASE("the range of outgoing ports")
     }
 }
 
-TEST_CASE("a CID in a command line")
+TEST_CASE("ports that are set aside")
 {
-    using namespace std::string_view_literals;
-    CHECK(cid_of_command_line("qemu\0-device\0vhost-vsock-pci,guest-cid=1007\0-m\0"sv) == 1007u);
-    CHECK(cid_of_command_line("qemu\0-device\0vhost-vsock-pci,guest-cid=8,id=x\0"sv) == 8u);
-    CHECK(cid_of_command_line("qemu\0guest-cid=\0"sv) == std::nullopt);
-    CHECK(cid_of_command_line("qemu\0guest-cid=99999999999\0"sv) == std::nullopt);
-    CHECK(cid_of_command_line("") == std::nullopt);
+    using Ranges = std::vector<std::pair<std::uint16_t, std::uint16_t>>;
+    CHECK(parse_port_list("8080,9000-9010\n") == Ranges{{8080, 8080}, {9000, 9010}});
+    CHECK(parse_port_list("\n").empty());
+    CHECK(parse_port_list("x,1-y,70000,5") == Ranges{{5, 5}});
+}
+
+TEST_CASE("sock_diag messages that are cut or lie")
+{
+    std::vector<Socket> out;
+    CHECK(decode_inet_diag("", true, out));
+    CHECK(decode_inet_diag("short", true, out));
+    // a length beyond the end, and one below the header
+    std::string lie(64, '\0');
+    lie[0] = '\x7f';
+    CHECK_FALSE(decode_inet_diag(lie, true, out));
+    lie[0] = 4;
+    CHECK_FALSE(decode_inet_diag(lie, true, out));
+    // a message without a payload
+    lie[0] = 16; // a header, and nothing else
+    lie[4] = 20;
+    decode_inet_diag(lie.substr(0, 20), true, out);
+    CHECK(out.empty());
+}
+
+TEST_CASE("an IPv6 socket of its own leaves the IPv4 ports alone")
+{
+    Socket socket{*Address::parse("::")};
+    socket.port = 80;
+    CHECK(socket.in_the_way_of(*Address::parse("127.0.0.1"), 80));
+    CHECK(socket.in_the_way_of(*Address::parse("::1"), 80));
+    CHECK_FALSE(socket.in_the_way_of(*Address::parse("::1"), 81));
+    socket.only_v6 = true;
+    CHECK_FALSE(socket.in_the_way_of(*Address::parse("127.0.0.1"), 80));
+    CHECK(socket.in_the_way_of(*Address::parse("::1"), 80));
 }

@@ -13,8 +13,8 @@ TEST_CASE("golden: a command with a list keeps its bytes")
     reserve.owner = "hello";
     reserve.wishes = {{"cid", "", "", 0, ""}, {"port", "tcp", "127.0.0.1", 8080, "80/tcp"}};
     const std::string golden =
-        R"({"key":"k","owner":"hello","wishes":[{"kind":"cid","protocol":"","address":"","value":0,"purpose":""},)"
-        R"({"kind":"port","protocol":"tcp","address":"127.0.0.1","value":8080,"purpose":"80/tcp"}],"ttl_ms":600000})";
+        R"({"key":"k","owner":"hello","wishes":[{"kind":"cid","protocol":"","address":"","value":0,"purpose":"","privileged":false},)"
+        R"({"kind":"port","protocol":"tcp","address":"127.0.0.1","value":8080,"purpose":"80/tcp","privileged":false}],"ttl_ms":600000})";
     CHECK(to_json(reserve) == golden);
     auto back = from_json<LeaseReserve>("lease.reserve", golden);
     REQUIRE(back);

@@ -58,6 +58,37 @@ TEST_CASE("port specs that are refused")
     }
 }
 
+TEST_CASE("ranges of ports")
+{
+    const auto text = [](std::string_view spec)
+    {
+        auto ports = parse_port_specs(spec);
+        if (!ports) { return ports.error().message; }
+        std::string out;
+        for (const auto& port : *ports)
+        {
+            out += (out.empty() ? "" : " ") + port.protocol + "," + port.host_address + "," + std::to_string(port.host_port) + "," + std::to_string(port.vm_port);
+        }
+        return out;
+    };
+    CHECK(text("8000-8002:9000-9002") == "tcp,127.0.0.1,8000,9000 tcp,127.0.0.1,8001,9001 tcp,127.0.0.1,8002,9002");
+    CHECK(text("80-81") == "tcp,127.0.0.1,0,80 tcp,127.0.0.1,0,81");
+    CHECK(text("auto:80-80") == "tcp,127.0.0.1,0,80");
+    CHECK(text("udp:[::1]:5000-5001:53-54") == "udp,::1,5000,53 udp,::1,5001,54");
+    CHECK(text("tcp:0.0.0.0::80-81") == "tcp,0.0.0.0,0,80 tcp,0.0.0.0,0,81");
+    CHECK(text("8080:80") == "tcp,127.0.0.1,8080,80");
+    CHECK(text("8000-8001:80") == "invalid --port '8000-8001:80': the host's ports are a range, the guest's are not");
+    CHECK(text("8000:80-81") == "invalid --port '8000:80-81': the guest's ports are a range, the host's are not (`auto` is fine)");
+    CHECK(text("8000-8003:80-81") == "invalid --port '8000-8003:80-81': the two ranges differ in length");
+    CHECK(text("sctp:8000-8001:80-81") == "invalid --port 'sctp:8000-8001:80-81': the protocol is not tcp or udp");
+    CHECK(text("1-300") == "invalid --port '1-300': a range has at most 256 ports");
+    for (const char* refused : {"0-3", "5-4", "80-", "-80", "1-2-3", "1-70000", "65530-65540:1-11", "a-b", "0-1:1-2", "tcp:nowhere:1-2:1-2", "-"})
+    {
+        INFO(refused);
+        CHECK_FALSE(parse_port_specs(refused));
+    }
+}
+
 TEST_CASE("exit codes are the contract's")
 {
     CHECK(exit_code(Errc::invalid_argument) == 2);
