@@ -3,6 +3,7 @@
 #include "shared/state/files.hpp"
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <charconv>
 #include <dirent.h>
 #include <fcntl.h>

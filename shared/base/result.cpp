@@ -87,7 +87,8 @@ Error errno_error(std::string_view what, int error_number)
     {
         reason[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(reason[0])));
     }
-    return Error{errc_from_errno(error_number), std::string{what} + ": " + reason, {}, {}};
+    const bool full = error_number == ENOSPC || error_number == EDQUOT;
+    return Error{errc_from_errno(error_number), std::string{what} + ": " + reason, full ? "make room on that disk, then try again: `df -h`" : "", {}};
 }
 
 } // namespace dstack
