@@ -124,8 +124,8 @@ class FullDisk(Refusals, unittest.TestCase):
                 errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
                 self.assertEqual(len(errors), 1, done.stderr)
                 self.assertRegex(errors[0], "disk is full|no space left on device")
-                self.assertTrue(done.stderr.splitlines()[-1].startswith("hint: "), done.stderr)
                 self.filler.unlink()
+                self.assertTrue(done.stderr.splitlines()[-1].startswith("hint: "), done.stderr)
                 failed = wait_for(lambda: [event for event in self.mesh.events("--type", "deploy.failed") if event["subject"] == name],
                                   "the event, as soon as there is room for it", 30)
                 self.assertEqual(failed[-1]["data"]["code"], "resource_exhausted")
