@@ -156,7 +156,8 @@ Error vmm_error(std::string_view method, int status, std::string_view body)
     if (has("conflicts with VM") || has("address in use") || has("already in use")) { return Error{Errc::already_exists, message, {}, {}}; }
     if (has("not found") || has("does not exist")) { return Error{Errc::not_found, message, {}, {}}; }
     if (has("Failed to load image")) { return Error{Errc::not_found, message, "see `dstackup image list`", {}}; }
-    if (has("exhausted") || has("No space left")) { return Error{Errc::resource_exhausted, message, {}, {}}; }
+    if (has("No space left")) { return Error{Errc::resource_exhausted, message, "make room on the VMM's disk, then deploy again: `df -h`", {}}; }
+    if (has("exhausted")) { return Error{Errc::resource_exhausted, message, {}, {}}; }
     if (has("Invalid ") || has("invalid ") || has("duplicate ")) { return Error{Errc::invalid_argument, message, {}, {}}; }
     if (has("not allowed") || has("disabled")) { return Error{Errc::failed_precondition, message, "the VMM's configuration forbids it", {}}; }
     return Error{status >= 500 ? Errc::internal : Errc::failed_precondition, message, {}, {}};

@@ -39,8 +39,6 @@ void note_failure(Operation& operation, std::string_view step, const Error& erro
     operation.code = to_string(error.code);
     operation.reason = error.message;
     operation.hint = error.hint;
-    // What a VMM or another service could not say with its error.
-    if (error.code == Errc::resource_exhausted && error.hint.empty()) { operation.hint = "make room on the host's disk, then deploy again: `df -h`"; }
 }
 
 // Steps of a create. Each says what it gave; each may run again after a crash at any place inside it.
