@@ -1,4 +1,5 @@
 #include "services/allocator/host.hpp"
+#include "shared/process/fd.hpp"
 #include "shared/state/files.hpp"
 #include <cerrno>
 #include <charconv>
@@ -21,21 +22,7 @@ constexpr unsigned long set_guest_cid = _IOW(0xAF, 0x60, std::uint64_t);
 constexpr std::size_t max_table = 64 * 1024 * 1024;
 constexpr std::size_t max_small = 256 * 1024;
 
-class Fd
-{
-  public:
-    explicit Fd(int fd) : fd_(fd) {}
-    Fd(const Fd&) = delete;
-    Fd& operator=(const Fd&) = delete;
-    ~Fd()
-    {
-        if (fd_ >= 0) { ::close(fd_); }
-    }
-    int get() const { return fd_; }
-
-  private:
-    int fd_;
-};
+using process::Fd;
 
 std::string text_of(const std::string& path, std::size_t limit)
 {

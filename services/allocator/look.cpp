@@ -1,5 +1,6 @@
 #include "services/allocator/look.hpp"
 #include "shared/base/time.hpp"
+#include "shared/process/fd.hpp"
 #include "shared/state/files.hpp"
 #include <algorithm>
 #include <cerrno>
@@ -34,21 +35,7 @@ constexpr std::int64_t just_begun_ms = 500;      ///< of those that were there w
 constexpr std::int64_t read_again_ms = 10'000;
 constexpr uid_t first_user = 1000; ///< people, not services, from here on
 
-class Fd
-{
-  public:
-    explicit Fd(int fd) : fd_(fd) {}
-    Fd(const Fd&) = delete;
-    Fd& operator=(const Fd&) = delete;
-    ~Fd()
-    {
-        if (fd_ >= 0) { ::close(fd_); }
-    }
-    int get() const { return fd_; }
-
-  private:
-    int fd_;
-};
+using process::Fd;
 
 template <class T>
 bool whole_number(std::string_view text, T& out)

@@ -2,6 +2,7 @@
 #include "shared/base/time.hpp"
 #include "shared/crypto/hash.hpp"
 #include "shared/crypto/hex.hpp"
+#include "shared/process/fd.hpp"
 #include "shared/state/files.hpp"
 #include <algorithm>
 #include <cerrno>
@@ -56,21 +57,7 @@ struct Loaded
     bool settled = true;
 };
 
-class Fd
-{
-  public:
-    explicit Fd(int fd) : fd_(fd) {}
-    Fd(const Fd&) = delete;
-    Fd& operator=(const Fd&) = delete;
-    ~Fd()
-    {
-        if (fd_ >= 0) { ::close(fd_); }
-    }
-    int get() const { return fd_; }
-
-  private:
-    int fd_;
-};
+using process::Fd;
 
 Result<std::string> read_all(int fd, const std::string& path, std::int64_t size)
 {
